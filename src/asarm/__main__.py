@@ -1,0 +1,31 @@
+"""`python -m asarm COMMAND`: one line for an error of the user's, exit code 2."""
+
+import importlib
+import logging
+import sys
+
+COMMANDS = {
+    "train": "train a model on local text files",
+    "infill": "fill the gaps (___) of a text",
+    "decode": "decode real text speculatively and sequentially, and compare",
+}
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in COMMANDS:
+        print("usage: python -m asarm COMMAND [options]\n", file=sys.stderr)
+        for name, text in COMMANDS.items():
+            print(f"  {name:8} {text}", file=sys.stderr)
+        return 2
+    try:
+        importlib.import_module(f"asarm.cli.{arguments[0]}").main(arguments[1:])
+    except (ValueError, FileNotFoundError) as error:
+        print(f"asarm {arguments[0]}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

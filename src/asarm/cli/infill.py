@@ -1,0 +1,143 @@
+"""Fill the gaps of a text: `python -m asarm infill "Once upon a time ___ lived in a ___5."`
+
+`___` is a gap, a number right behind it gives its length in tokens. Several gaps are filled together.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from asarm.cli.trace import show_trace
+from asarm.config import SamplerConfig, option
+from asarm.data import read_text
+from asarm.errors import InputError
+from asarm.models.bundled import resolve_model
+from asarm.models.load import load_model
+from asarm.sampling import SampleResult, sample
+from asarm.text import GapText, Span, decode, label_spans, load_tokenizer, parse_gaps
+
+
+@dataclass
+class InfillConfig:
+    """What to fill, and with which model."""
+
+    file: str = option("", "read the text from this UTF-8 file")
+    model: str = option("tiny-text", "a bundled model, a folder or a Hub repository")
+    revision: str | None = option(None, "branch, tag or commit of a Hub repository")
+    gap_tokens: int = option(8, "tokens of a gap without a number")
+    seed: int = option(0, "the text is a function of the seed")
+    samples: int = option(1, "texts to sample, in one batch, with the seeds seed, seed + 1, ...")
+
+    def __post_init__(self):
+        for name, least in (("gap_tokens", 1), ("samples", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+
+def parse_arguments(arguments: list[str]) -> tuple[InfillConfig, SamplerConfig, Namespace]:
+    """The two configurations, and a namespace with text (or None), trace and json."""
+    parser = HfArgumentParser((InfillConfig, SamplerConfig), prog="asarm infill", description=__doc__)
+    parser.add_argument("text", nargs="?", help="the text, in quotes; - reads it from the standard input")
+    # Not fields of a dataclass: those take an optional value, and would swallow the text that follows them.
+    parser.add_argument("--trace", action="store_true", help="show the text growing, with every verdict on drafts")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    config, sampler, extra, rest = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)} (put the text in quotes)")
+    return config, sampler, extra
+
+
+def input_text(text: str | None, file: str) -> str:
+    """The text given, or that of the standard input or the file, without the newline that ends it."""
+    if (text is None) == (not file):
+        raise InputError("give one text, in quotes, or --file FILE, or - for the standard input")
+    if file:
+        return read_text(file).removesuffix("\n")
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"the standard input is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def fill(model, gaps: GapText, config: InfillConfig, sampler: SamplerConfig, trace: bool) -> SampleResult:
+    """`config.samples` fillings of one text, as a batch."""
+    batch = [part.expand(config.samples, -1).to(model.device) for part in gaps]
+    seeds = range(config.seed, config.seed + config.samples)
+    return sample(model, *batch, sampler, seeds, trace=trace)
+
+
+def cost_line(result: SampleResult) -> str:
+    """What the samples cost, all together."""
+    targets, nfe = int(result.targets.sum()), int(result.nfe.sum())
+    proposed, accepted = int(result.proposed.sum()), int(result.accepted.sum())
+    drafts = f"{accepted} of {proposed} judged drafts accepted, " if proposed else ""
+    texts = f"{len(result.tokens)} texts, " if len(result.tokens) > 1 else ""
+    return f"{texts}{targets} targets, {nfe} NFE, {targets / nfe:.2f} tokens per NFE, {drafts}{result.seconds:.2f} s"
+
+
+def filled_spans(tokenizer, gaps: GapText, tokens: list[int]) -> list[Span]:
+    """The filled text, cut into what was given ("prompt") and what was filled ("filled")."""
+    return label_spans(tokenizer, tokens, ["filled" if target else "prompt" for target in gaps.target.tolist()])
+
+
+def print_text(console: Console, spans: list[Span]) -> None:
+    """The filled text; on a terminal with what was filled in bold and underlined."""
+    styles = {"prompt": "", "filled": "bold underline"}
+    if console.is_terminal:
+        console.print(Text.assemble(*((span.text, styles[span.label]) for span in spans)), soft_wrap=True)
+    else:
+        print("".join(span.text for span in spans), file=console.file)
+
+
+def as_json(
+    config: InfillConfig, sampler: SamplerConfig, tokenizer, gaps: GapText, result: SampleResult
+) -> dict[str, object]:
+    """Settings, cost and texts."""
+    samples = [
+        {
+            "seed": config.seed + row,
+            "text": decode(tokenizer, tokens),
+            "spans": [span._asdict() for span in filled_spans(tokenizer, gaps, tokens)],
+            "tokens": tokens,
+            "targets": int(result.targets[row]),
+            "nfe": int(result.nfe[row]),
+            "proposed": result.proposed[row].tolist(),
+            "accepted": result.accepted[row].tolist(),
+        }
+        | ({"trace": [asdict(step) for step in result.trace[row]]} if result.trace else {})
+        for row, tokens in enumerate(result.tokens.tolist())
+    ]
+    return {"infill": asdict(config), "sampler": asdict(sampler), "seconds": result.seconds, "samples": samples}
+
+
+def main(arguments: list[str]) -> None:
+    config, sampler, extra = parse_arguments(arguments)
+    text = input_text(extra.text, config.file)
+    logging.disable_progress_bar()
+    name = resolve_model(config.model)
+    model = load_model(name, config.revision).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(name, config.revision)
+    gaps = parse_gaps(text, tokenizer, config.gap_tokens, getattr(model.config, "n_positions", None))
+    result = fill(model, gaps, config, sampler, extra.trace)
+    if extra.json:
+        print(json.dumps(as_json(config, sampler, tokenizer, gaps, result), ensure_ascii=False, indent=2))
+        return
+    console = Console(highlight=False)
+    for row, tokens in enumerate(result.tokens.tolist()):
+        if config.samples > 1:
+            console.print(f"--- seed {config.seed + row}", style="dim")
+        if extra.trace:
+            show_trace(console, tokenizer, tokens, gaps.target.tolist(), result.trace[row])
+        print_text(console, filled_spans(tokenizer, gaps, tokens))
+    print(cost_line(result), file=sys.stderr)

@@ -1,0 +1,139 @@
+"""Settings as dataclasses, checked when made. The command line is generated from them; names are `transformers`'."""
+
+from dataclasses import dataclass, field
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def option(default, text: str):
+    """A dataclass field with a default and a help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class SamplerConfig:
+    """How targets are filled. See `asarm.sampling`."""
+
+    sampler: str = option("assd", "sequential, assd or parallel (the last is not exact)")
+    draft: str = option("self", "what proposes tokens in assd: self (the model) or ngram (a bigram table)")
+    coupling: str = option("residual", "how drafts meet the target law: residual or gumbel")
+    k: int = option(5, "tokens drafted in one iteration of assd")
+    steps: int = option(16, "network calls of the parallel sampler")
+    temperature: float = option(1.0, "divides the logits")
+    tolerance: float = option(0.0, "accept with min(1, p/q + tolerance); above 0 the law is no longer exact")
+
+    def __post_init__(self):
+        _check(self.sampler in ("sequential", "assd", "parallel"), f"unknown sampler {self.sampler!r}")
+        _check(self.draft in ("self", "ngram"), f"unknown draft {self.draft!r}: choose self or ngram")
+        _check(self.coupling in ("residual", "gumbel"), f"unknown coupling {self.coupling!r}: residual or gumbel")
+        _check(self.k >= 1, f"k must be at least 1, not {self.k}")
+        _check(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
+        _check(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
+        _check(0 <= self.tolerance <= 1, f"tolerance must lie in [0, 1], not {self.tolerance}")
+        _check(
+            self.tolerance == 0 or self.coupling == "residual",
+            "tolerance needs the residual coupling: gumbel accepts by equality",
+        )
+
+
+@dataclass
+class MaskingConfig:
+    """Which share of a text is masked in training: uniform in [low, high], both moving linearly in the warm-up."""
+
+    mask_start: float = option(0.15, "masking rate of the first step")
+    mask_low: float = option(0.85, "lowest masking rate after the warm-up")
+    mask_high: float = option(0.99, "highest masking rate after the warm-up")
+    mask_warmup_steps: int = option(0, "steps in which the rates move from mask_start to [mask_low, mask_high]")
+
+    def __post_init__(self):
+        for name in ("mask_start", "mask_low", "mask_high"):
+            _check(0 < getattr(self, name) < 1, f"{name} must lie in (0, 1), not {getattr(self, name)}")
+        _check(self.mask_low <= self.mask_high, f"mask_low={self.mask_low} is above mask_high={self.mask_high}")
+        _check(self.mask_warmup_steps >= 0, f"mask_warmup_steps must be at least 0, not {self.mask_warmup_steps}")
+
+    def rate(self, step: int, quantile: float) -> float:
+        """The masking rate of step (0, 1, ...) at a quantile in [0, 1] of its range."""
+        moved = min(1.0, step / self.mask_warmup_steps) if self.mask_warmup_steps else 1.0
+        low = self.mask_start + moved * (self.mask_low - self.mask_start)
+        high = self.mask_start + moved * (self.mask_high - self.mask_start)
+        return low + quantile * (high - low)
+
+
+@dataclass
+class DraftLossConfig:
+    """The auxiliary loss for drafts: the same targets, seen from fewer ranks. Weight 0 is the paper's recipe."""
+
+    draft_weight: float = option(0.0, "weight of the draft loss beside the joint loss")
+    draft_window: int = option(5, "contexts are cut back by 1 .. draft_window - 1 ranks")
+    draft_share: float = option(0.5, "share of the targets that are also drafted")
+
+    def __post_init__(self):
+        _check(self.draft_weight >= 0, f"draft_weight must be at least 0, not {self.draft_weight}")
+        _check(self.draft_window >= 2, f"draft_window must be at least 2, not {self.draft_window}")
+        _check(0 < self.draft_share <= 1, f"draft_share must lie in (0, 1], not {self.draft_share}")
+
+
+@dataclass
+class ModelConfig:
+    """Shape of a model trained from scratch."""
+
+    vocab_size: int = option(6144, "tokens of the byte-level BPE trained on the training files")
+    n_embd: int = option(256, "width")
+    n_layer: int = option(5, "blocks")
+    n_head: int = option(4, "attention heads")
+    n_positions: int = option(512, "longest text, in tokens")
+
+
+@dataclass
+class TrainingConfig:
+    """One training run on local text files."""
+
+    train_files: list[str] = field(
+        default_factory=list, metadata={"help": "UTF-8 text files, or folders of *.txt; each file is one document"}
+    )
+    output_dir: str = option("", "folder for the model, checkpoints, metrics and plots")
+    init_from: str = option("", "start from this model folder instead of from scratch")
+    block_size: int = option(512, "tokens a packed text")
+    held_out: float = option(0.02, "share of each document, at its end, kept for validation")
+    eval_blocks: int = option(64, "packed texts of it that are scored")
+    max_steps: int = option(1000, "optimiser steps")
+    per_device_train_batch_size: int = option(4, "texts in one pass")
+    gradient_accumulation_steps: int = option(4, "passes a step; masking rates are stratified over them")
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW")
+    final_learning_rate: float = option(0.0, "learning rate at the last step; the decay is linear")
+    warmup_steps: int = option(100, "steps of linear warm-up")
+    weight_decay: float = option(0.1, "AdamW's, on matrices only")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    bf16: bool = option(False, "bfloat16 autocast (pays on GPUs and on CPUs with AMX)")
+    seed: int = option(0, "seeds weights, data order and masks")
+    eval_steps: int = option(200, "steps between validations")
+    save_steps: int = option(200, "steps between checkpoints")
+    logging_steps: int = option(10, "steps between lines of metrics.jsonl")
+    resume: bool = option(False, "continue from the checkpoint in output_dir, if there is one")
+
+    def __post_init__(self):
+        _check(bool(self.train_files), "no train_files given")
+        _check(bool(self.output_dir), "no output_dir given")
+        _check(0 < self.held_out < 1, f"held_out must lie in (0, 1), not {self.held_out}")
+        for name in (
+            "block_size",
+            "max_steps",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "eval_blocks",
+            "eval_steps",
+            "save_steps",
+            "logging_steps",
+        ):
+            _check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _check(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up over steps 0..warmup_steps-1, then linear decay to final_learning_rate at the last step."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        left = (self.max_steps - step) / max(1, self.max_steps - self.warmup_steps)
+        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * left

@@ -1,0 +1,334 @@
+"""Sequential against speculative decoding of real text: what each costs, and whether the text is the same.
+
+Packed texts, most tokens masked, are decoded by every variant with the same masks and seeds. Each text and variant
+gives one line of `samples.jsonl`, so that an interrupted run goes on where it stopped; tables, tests and plots are
+made from that file.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import load_dataset
+from tqdm import tqdm
+
+from asarm.config import SamplerConfig, option
+from asarm.data import pack, read_text
+from asarm.errors import InputError
+from asarm.evals.judges import Judge, load_judge
+from asarm.evals.plots import plot_decoding
+from asarm.evals.stats import read_samples, summarise, table
+from asarm.files import write_json, write_whole
+from asarm.models.bundled import resolve_model
+from asarm.models.load import load_model
+from asarm.provenance import provenance
+from asarm.sampling import sample
+from asarm.text import decode, load_tokenizer
+
+logger = logging.getLogger(__name__)
+WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1", "test")  # wikitext-2 has the same test articles
+SAMPLERS = {
+    "sequential": {"sampler": "sequential"},
+    "assd-self": {"sampler": "assd", "draft": "self"},
+    "assd-ngram": {"sampler": "assd", "draft": "ngram"},
+    "parallel": {"sampler": "parallel"},
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WARM_UP_TARGETS = 16
+
+
+@dataclass
+class DecodingEvalConfig(SamplerConfig):
+    """What is decoded, how and where to. The fields of SamplerConfig hold for all variants; defaults are the paper's."""
+
+    # Set by `samplers` for each variant, and no options here.
+    sampler: str = field(default="assd", init=False)
+    draft: str = field(default="self", init=False)
+
+    model: str = option("therealgabeguo/ASARM", "a bundled model, a folder or a Hub repository")
+    revision: str | None = option(None, "branch, tag or commit of a Hub repository")
+    text: str = option("", "UTF-8 text file to decode; without it, the test part of WikiText from the Hub")
+    length: int = option(512, "tokens a text")
+    num_texts: int = option(700, "how many texts: the first of a shuffle of all that is a function of the seed")
+    mask_rate: float = option(0.95, "share masked: floor((1 - mask_rate) * length) + 1 tokens stay visible")
+    samplers: list[str] = option(["sequential", "assd-self", "assd-ngram"], f"variants, of {', '.join(SAMPLERS)}")
+    k_sweep: list[int] = option([2, 3, 5, 8], "the assd variants are run with these k as well, on fewer texts")
+    k_sweep_texts: int = option(64, "how many texts those runs decode; 0 leaves them out")
+    batch_size: int = option(16, "texts decoded together, the same for all variants")
+    judge: str = option("gpt2-large", "causal language model for perplexity, or self: the decoding model, left to right")
+    seed: int = option(0, "seeds the choice of texts, the masks and the sampling")
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
+    dtype: str = option("float32", f"of the decoding model: {' or '.join(DTYPES)}")
+    output_dir: str = option("", "folder for the results; a run that was interrupted there goes on")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("length", 2), ("num_texts", 1), ("batch_size", 1), ("k_sweep_texts", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not 0 < self.mask_rate < 1:
+            raise InputError(f"mask_rate must lie in (0, 1), not {self.mask_rate}")
+        if self.visible >= self.length:
+            raise InputError(f"mask_rate={self.mask_rate} masks no token of length={self.length}: raise one of them")
+        for name in self.samplers:
+            if name not in SAMPLERS:
+                raise InputError(f"unknown sampler {name!r}: choose from {', '.join(SAMPLERS)}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"unknown dtype {self.dtype!r}: choose {' or '.join(DTYPES)}")
+        if not self.output_dir:
+            raise InputError("no output_dir given")
+        self.variants()
+
+    @property
+    def visible(self) -> int:
+        """Visible tokens a text."""
+        return math.floor(round((1 - self.mask_rate) * self.length, 9)) + 1  # rounded: (1 - 0.9) * 100 < 10
+
+    def variants(self) -> list["Variant"]:
+        """The samplers at k for all texts, then the assd ones among them at each other k for the first few texts."""
+
+        def variant(name: str, sampler: str, k: int, texts: int) -> Variant:
+            shared = {f.name: getattr(self, f.name) for f in fields(SamplerConfig) if f.init}
+            return Variant(name, sampler, SamplerConfig(**(shared | SAMPLERS[sampler] | {"k": k})), texts)
+
+        names = list(dict.fromkeys(self.samplers))
+        sweep = [k for k in dict.fromkeys(self.k_sweep) if k != self.k and self.k_sweep_texts]
+        return [variant(name, name, self.k, self.num_texts) for name in names] + [
+            variant(f"{name}-k{k}", name, k, self.k_sweep_texts)
+            for name in names
+            if SAMPLERS[name]["sampler"] == "assd"
+            for k in sweep
+        ]
+
+
+@dataclass
+class Variant:
+    """One way to decode. sampler: its name without k. texts: how many of the first texts it decodes."""
+
+    name: str
+    sampler: str
+    config: SamplerConfig
+    texts: int
+
+
+@dataclass
+class Texts:
+    """What is decoded. index: [n] place of each text among the packed ones; tokens: [n, N] int64; given: [n, N] bool."""
+
+    index: list[int]
+    tokens: torch.Tensor
+    given: torch.Tensor
+
+
+@dataclass
+class Unit:
+    """What is timed and written at once: the texts `rows` (of batch number `batch`) under one variant."""
+
+    variant: Variant
+    batch: int
+    rows: range
+
+
+def load_text(path: str) -> str:
+    """The text of a local file, or WikiText's test part from the Hub. InputError when it cannot be had."""
+    if path:
+        return read_text(path)
+    name, config, split = WIKITEXT
+    try:
+        return "".join(load_dataset(name, config, split=split)["text"])
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load {name} from the Hub ({reason}): give a local file with --text") from error
+
+
+def choose_texts(text: str, tokenizer, config: DecodingEvalConfig) -> Texts:
+    """Pack the text, take the first `num_texts` of its blocks in shuffled order, and choose what stays visible.
+
+    The visible positions of a block are a uniform choice that depends on the seed and the block alone.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    blocks = pack([ids], tokenizer.eos_token_id, config.length)
+    index = np.random.default_rng(config.seed).permutation(len(blocks))[: config.num_texts].tolist()
+    if len(index) < config.num_texts:
+        logger.info("the text has %d blocks of %d tokens, fewer than num_texts", len(index), config.length)
+    given = torch.zeros(len(index), config.length, dtype=torch.bool)
+    for row, block in enumerate(index):
+        given[row, np.random.default_rng([config.seed, block]).permutation(config.length)[: config.visible]] = True
+    return Texts(index, torch.from_numpy(blocks[index]).long(), given)
+
+
+def sampling_seed(seed: int, index: int) -> int:
+    """The seed with which text `index` is decoded, whatever the variant and the batch."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def visible_text(tokenizer, tokens: list[int], given: list[bool]) -> str:
+    """The visible tokens, with every run of n masked ones written as `___n`."""
+    pieces = []
+    for seen, run in groupby(zip(tokens, given, strict=True), key=lambda pair: pair[1]):
+        ids = [token for token, _ in run]
+        pieces.append(decode(tokenizer, ids) if seen else f" ___{len(ids)}")
+    return "".join(pieces)
+
+
+def decode_unit(model, tokenizer, judge: Judge, texts: Texts, unit: Unit, config: DecodingEvalConfig) -> list[dict]:
+    """Decode and judge one batch under one variant: a line for each of its texts."""
+    rows = list(unit.rows)
+    tokens, given = texts.tokens[rows].to(model.device), texts.given[rows].to(model.device)
+    index = [texts.index[row] for row in rows]
+    seeds = [sampling_seed(config.seed, block) for block in index]
+    masked = tokens.masked_fill(~given, tokenizer.mask_token_id)
+    result = sample(model, masked, given, ~given, unit.variant.config, seeds)
+    decoded = [decode(tokenizer, row) for row in result.tokens.tolist()]
+    judgements = judge(decoded, result.tokens)
+    return [
+        {
+            "index": index[row],
+            "variant": unit.variant.name,
+            "sampler": unit.variant.sampler,
+            "k": unit.variant.config.k,
+            "batch": unit.batch,
+            "nfe": int(result.nfe[row]),
+            "targets": int(result.targets[row]),
+            "seconds": result.seconds / len(rows),  # wall time of the batch over its texts
+            "proposed": result.proposed[row].tolist(),
+            "accepted": result.accepted[row].tolist(),
+            "gen_nll": judgements[row].nll,
+            "gen_ppl": math.exp(judgements[row].nll),
+            "entropy": judgements[row].entropy,
+            "visible": visible_text(tokenizer, tokens[row].tolist(), given[row].tolist()),
+            "text": decoded[row],
+        }
+        for row in range(len(rows))
+    ]
+
+
+def warm_up(model, texts: Texts, units: list[Unit], config: DecodingEvalConfig) -> None:
+    """Decode the last few targets of one batch with each variant, so that no timing pays for first calls."""
+    for unit in {unit.variant.name: unit for unit in units}.values():
+        rows = list(unit.rows)
+        tokens, target = texts.tokens[rows].to(model.device), ~texts.given[rows].to(model.device)
+        target &= target.flip(1).cumsum(1).flip(1) <= WARM_UP_TARGETS
+        sample(model, tokens, ~target, target, unit.variant.config, [0] * len(rows))
+
+
+def plan(config: DecodingEvalConfig, count: int) -> list[Unit]:
+    """All work on `count` texts, batch by batch: variants take turns, so that a machine that slows down slows all.
+
+    Each batch begins with another variant.
+    """
+    variants = config.variants()
+    units = []
+    for batch, start in enumerate(range(0, count, config.batch_size)):
+        turn = batch % len(variants)
+        for variant in variants[turn:] + variants[:turn]:
+            rows = range(start, min(start + config.batch_size, count, variant.texts))
+            units += [Unit(variant, batch, rows)] if rows else []
+    return units
+
+
+def unfinished(path: Path, units: list[Unit]) -> list[Unit]:
+    """The units whose lines are not all in samples.jsonl. Torn lines and the lines of torn units are removed from it."""
+    samples = read_samples(path)
+    lines = {}
+    for line in samples:
+        lines.setdefault((line["variant"], line["batch"]), []).append(line)
+    done = {(u.variant.name, u.batch) for u in units if len(lines.get((u.variant.name, u.batch), [])) == len(u.rows)}
+    kept = [json.dumps(line) + "\n" for line in samples if (line["variant"], line["batch"]) in done]
+    write_whole(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+    return [unit for unit in units if (unit.variant.name, unit.batch) not in done]
+
+
+def digest(tensors) -> str:
+    """SHA-256 of tensors' contents, in hexadecimal."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def claim(output: Path, settings: dict) -> None:
+    """Make `output` the folder of a run with these settings, or raise InputError if it is another's."""
+    path = output / "config.json"
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not of this evaluation: choose another output_dir") from error
+        changed = [name for name in settings | before if settings.get(name) != before.get(name)]
+        if changed:
+            shown = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in changed)
+            raise InputError(f"{output} holds results of other settings ({shown}): choose another output_dir")
+    else:
+        write_json(path, {"settings": settings, "provenance": provenance()})
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto is a GPU if there is one. InputError when there is no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def evaluate(config: DecodingEvalConfig) -> dict:
+    """Run what is left to run, then write metrics.json, table.md and the plots to output_dir. Returns the metrics."""
+    output, device = Path(config.output_dir), pick_device(config.device)
+    text, name = load_text(config.text), resolve_model(config.model)
+    model = load_model(name, config.revision, DTYPES[config.dtype]).to(device)
+    longest = getattr(model.config, "n_positions", None)
+    if longest is not None and config.length > longest:
+        raise InputError(f"length={config.length} is over the {longest} positions of {config.model}: lower --length")
+    tokenizer = load_tokenizer(name, config.revision)
+    texts = choose_texts(text, tokenizer, config)
+    judge = load_judge(config.judge, model, device)
+
+    settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "sampler", "draft")}
+    settings["hardware"] = provenance()["device"]
+    settings["weights_sha256"] = digest(model.state_dict().values())
+    settings["texts_sha256"] = digest([texts.tokens])
+    claim(output, settings)
+
+    samples = output / "samples.jsonl"
+    units = plan(config, len(texts.index))
+    todo = unfinished(samples, units)
+    count = {key: sum(len(unit.rows) for unit in some) for key, some in (("all", units), ("todo", todo))}
+    logger.info(
+        "%d texts of %d tokens, %d visible; %d of %d decodings to do",
+        len(texts.index), config.length, config.visible, count["todo"], count["all"],
+    )  # fmt: skip
+    warm_up(model, texts, todo, config)
+    pause = 0.5 if sys.stderr.isatty() else 30  # seconds between lines of a log file
+    with (
+        samples.open("a", encoding="utf-8") as file,
+        tqdm(total=count["all"], initial=count["all"] - count["todo"], unit="text", mininterval=pause) as bar,
+    ):
+        for unit in todo:
+            bar.set_description(unit.variant.name, refresh=False)
+            lines = decode_unit(model, tokenizer, judge, texts, unit, config)
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
+            bar.update(len(lines))
+    return report(output)
+
+
+def report(output: Path) -> dict:
+    """metrics.json, table.md and plots of a finished run, from its result files."""
+    metrics = summarise(read_samples(output / "samples.jsonl"))
+    about = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    write_json(output / "metrics.json", metrics | about)
+    write_whole(output / "table.md", lambda path: path.write_text(table(metrics), encoding="utf-8"))
+    plot_decoding(output)
+    return metrics

@@ -1,0 +1,85 @@
+"""PNG plots, made from result files only."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+
+def plot_training(folder: str | Path) -> Path:
+    """Loss and held-out NLL against the step, from metrics.jsonl: `curve.png`."""
+    folder = Path(folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for key, label in (("joint", "training, joint loss"), ("draft", "training, draft loss")):
+        points = [(line["step"], line[key]) for line in lines if line.get(key)]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, alpha=0.5, linewidth=1)
+    for key in sorted({key for line in lines for key in line if key.startswith("nll_")}):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        axes.plot(*zip(*points, strict=True), marker="o", label=f"held out, {key.removeprefix('nll_')} masked")
+    axes.set(xlabel="step", ylabel="nats a token", title=folder.name)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return _saved(figure, folder / "curve.png")
+
+
+def plot_decoding(folder: str | Path) -> list[Path]:
+    """Histograms by variant, from samples.jsonl, and NFE against k, if there was a sweep, from metrics.json."""
+    folder = Path(folder)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
+    # Runs of a sweep over k are left to the other plot.
+    groups = {name: [s for s in samples if s["variant"] == name == s["sampler"]] for name in metrics["variants"]}
+    groups = {name: group for name, group in groups.items() if group}
+    paths = [
+        _histograms(folder / f"{key}.png", key, label, groups)
+        for key, label in (
+            ("nfe", "NFE a text"),
+            ("gen_ppl", "generative perplexity"),
+            ("entropy", "entropy of the tokens, bits"),
+        )
+    ]
+    if metrics["k_sweep"]:
+        paths.append(_nfe_by_k(folder / "nfe_by_k.png", metrics["k_sweep"]))
+    return paths
+
+
+def _histograms(path: Path, key: str, label: str, groups: dict[str, list[dict]]) -> Path:
+    """Overlaid histograms with common bins; the mean of each as a dashed line."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    values = {name: [sample[key] for sample in group] for name, group in groups.items()}
+    bins = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=30)
+    for colour, (name, numbers) in enumerate(values.items()):
+        axes.hist(numbers, bins=bins, alpha=0.45, color=f"C{colour}", label=f"{name} (n = {len(numbers)})")
+        axes.axvline(np.mean(numbers), color=f"C{colour}", linestyle="--", linewidth=1)
+    axes.set(xlabel=label, ylabel="texts")
+    axes.legend()
+    return _saved(figure, path)
+
+
+def _nfe_by_k(path: Path, curves: dict[str, list[dict]]) -> Path:
+    """Mean NFE a text, with its standard error, against the number of tokens drafted at once."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, points in curves.items():
+        errors = [point["se"] or 0.0 for point in points]
+        label = f"{name} (n = {points[0]['n']})"
+        axes.errorbar(
+            [point["k"] for point in points], [point["mean"] for point in points], errors, marker="o", label=label
+        )
+    axes.set(xlabel="k, tokens drafted at once", ylabel="NFE a text")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return _saved(figure, path)
+
+
+def _saved(figure, path: Path) -> Path:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

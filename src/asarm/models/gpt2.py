@@ -1,0 +1,224 @@
+"""GPT-2 as an any-subset autoregressive model: rotary positions and a second, target-position query stream.
+
+Pre-LN blocks, GELU-tanh, fused qkv, biases and tied embeddings are GPT-2's. What differs: learned absolute positions
+give way to rotary ones (arXiv 2104.09864; keys turn by their own position, queries by the place to be predicted),
+and places to be predicted run through the same weights from one learned vector (two streams: XLNet, arXiv 1906.08237).
+
+Tokens come in rank order (see `asarm.order`), so that a mask is one integer a row: how many ranks it sees.
+
+Shapes: B rows of the batch, C content tokens, Q queries, R = C + Q, T visible ranks, E width, H heads, D = E / H,
+V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+from asarm.cache import KeyValueCache
+
+
+class AnyOrderGPT2Config(PretrainedConfig):
+    """Shape of the model. Names are GPT-2's; `rotary_base` is the base of the rotary frequencies."""
+
+    model_type = "asarm-gpt2"
+
+    def __init__(
+        self,
+        vocab_size: int = 50258,
+        n_positions: int = 1024,
+        n_embd: int = 768,
+        n_layer: int = 12,
+        n_head: int = 12,
+        layer_norm_epsilon: float = 1e-5,
+        initializer_range: float = 0.02,
+        rotary_base: float = 10000.0,
+        mask_token_id: int | None = None,
+        **kwargs,
+    ):
+        if n_embd % n_head or (n_embd // n_head) % 2:
+            raise ValueError(f"n_embd={n_embd} must give n_head={n_head} heads of even width")
+        self.vocab_size = vocab_size
+        self.n_positions = n_positions
+        self.n_embd = n_embd
+        self.n_layer = n_layer
+        self.n_head = n_head
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.initializer_range = initializer_range
+        self.rotary_base = rotary_base
+        self.mask_token_id = mask_token_id
+        super().__init__(**kwargs)
+
+
+def rotary_table(positions: torch.Tensor, head_dim: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine [B, 1, R, D / 2] (float32) of the rotary angles at integer positions [B, R]."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[:, None, :, None].float() * base**-exponents
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the halves of x [B, H, R, D] by the angles of `rotary_table`."""
+    left, right = x.float().chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: AnyOrderGPT2Config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # [B, R, E] -> [B, H, R, D]
+
+    def keys_values(self, content: torch.Tensor, rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys, turned by their positions, and values of the content stream: [B, C, E] -> 2 x [B, H, C, D]."""
+        width = content.shape[-1]
+        keys, values = F.linear(content, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        return rotate(self.heads(keys), *rotary), self.heads(values)
+
+    def attend(self, x, rotary, keys, values, visible, empty) -> torch.Tensor:
+        """Rows x [B, R, E] read keys and values [B, H, T, D] where visible [B, 1, R, T]; empty [B, R, 1] read nothing."""
+        width = x.shape[-1]
+        queries = rotate(self.heads(F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])), *rotary)
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)  # [B, H, R, D]
+        out = out.transpose(1, 2).flatten(2).masked_fill(empty, 0.0)  # [B, R, E]
+        return self.proj(out)
+
+
+class Block(nn.Module):
+    def __init__(self, config: AnyOrderGPT2Config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def mlp(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+
+
+class AnyOrderGPT2(PreTrainedModel):
+    """The two-stream GPT-2. See the module's docstring, and `forward` for the contract of every backbone."""
+
+    config_class = AnyOrderGPT2Config
+    base_model_prefix = "model"
+
+    def __init__(self, config: AnyOrderGPT2Config):
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.query_vector = nn.Parameter(torch.zeros(config.n_embd))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """GPT-2's initialisation: normal weights, zero biases, residual projections scaled by 1 / sqrt(2 layers)."""
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        if isinstance(module, Block):
+            for proj in (module.attn.proj, module.proj):
+                nn.init.normal_(proj.weight, std=std / (2 * self.config.n_layer) ** 0.5)
+        if isinstance(module, AnyOrderGPT2):
+            nn.init.normal_(module.query_vector, std=std)
+
+    def get_input_embeddings(self):
+        return self.wte
+
+    def set_input_embeddings(self, embeddings):
+        self.wte = embeddings
+
+    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
+        """An empty cache for `batch` rows of at most `capacity` ranks."""
+        config = self.config
+        return KeyValueCache(
+            config.n_layer,
+            batch,
+            config.n_head,
+            capacity,
+            config.n_embd // config.n_head,
+            self.device,
+            self.dtype,
+        )
+
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        content_context: torch.Tensor,
+        query_positions: torch.Tensor,
+        query_context: torch.Tensor,
+        cache: KeyValueCache | None = None,
+    ) -> torch.Tensor:
+        """Final states of the query stream [B, Q, E]; arguments as in `forward`."""
+        count = tokens.shape[1]
+        x = torch.cat((self.wte(tokens), self.query_vector.expand(*query_positions.shape, -1)), dim=1)  # [B, R, E]
+        cos, sin = rotary_table(
+            torch.cat((positions, query_positions), dim=1),
+            self.config.n_embd // self.config.n_head,
+            self.config.rotary_base,
+        )  # [B, 1, R, D / 2]
+        context = torch.cat((content_context, query_context), dim=1)  # [B, R]
+        # With nothing to see at all one scratch key stands in, and `empty` wipes out what was read from it.
+        seen = count if cache is None else int(context.max())
+        visible = torch.arange(max(seen, 1), device=x.device) < context.clamp(min=1)[:, None, :, None]  # [B, 1, R, T]
+        empty = (context == 0)[..., None]  # [B, R, 1]
+        for index, block in enumerate(self.blocks):
+            normed = block.ln_1(x)
+            keys, values = block.attn.keys_values(normed[:, :count], (cos[:, :, :count], sin[:, :, :count]))
+            if cache is not None:
+                cache.write(index, keys, values)
+                keys, values = cache.read(index, max(seen, 1))
+            elif count == 0:
+                keys = values = x.new_zeros(len(x), block.attn.n_head, 1, cos.shape[-1] * 2)
+            if index == len(self.blocks) - 1:
+                # Nobody reads the content stream behind its last keys and values.
+                x, normed, cos, sin = x[:, count:], normed[:, count:], cos[:, :, count:], sin[:, :, count:]
+                visible, empty = visible[:, :, count:], empty[:, count:]
+            x = x + block.attn.attend(normed, (cos, sin), keys, values, visible, empty)
+            x = x + block.mlp(x)
+        return self.ln_f(x)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final states [..., E] -> logits [..., V]; the mask token's is -inf, for it is never sampled."""
+        logits = F.linear(hidden, self.wte.weight)
+        if self.config.mask_token_id is not None:
+            logits[..., self.config.mask_token_id] = float("-inf")
+        return logits
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        content_context: torch.Tensor,
+        query_positions: torch.Tensor,
+        query_context: torch.Tensor,
+        cache: KeyValueCache | None = None,
+    ) -> torch.Tensor:
+        """One function evaluation: logits [B, Q, V] of the queries.
+
+        tokens, positions: [B, C] int64, known tokens in rank order and their places in the text. Without a cache they
+            have ranks 0..C-1; with one, row b's have ranks cache.lengths[b]..cache.lengths[b]+C-1.
+        content_context: [B, C] int64, how many ranks each of them sees, itself counted (at least 1).
+        query_positions: [B, Q] int64, the places to be predicted.
+        query_context: [B, Q] int64, how many ranks each query sees; 0 is allowed.
+        cache: takes the keys and values of the tokens; its lengths are left to the caller.
+
+        Where the context lets a row see fewer ranks than there are, the rest of the row is padding.
+        """
+        hidden = self.hidden(tokens, positions, content_context, query_positions, query_context, cache)
+        return self.logits(hidden)
+
+
+AutoConfig.register(AnyOrderGPT2Config.model_type, AnyOrderGPT2Config)
+AutoModel.register(AnyOrderGPT2Config, AnyOrderGPT2)

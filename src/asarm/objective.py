@@ -1,0 +1,108 @@
+"""The joint loss, the draft loss and exact log-densities: one forward pass with different query contexts.
+
+Shapes: B rows, N positions, S targets (the same number in every row of a training batch), D drafted targets.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from asarm.config import DraftLossConfig
+from asarm.order import RankOrder, rank_order
+
+
+@dataclass
+class Losses:
+    """Mean cross-entropy (nats a token) of the joint queries and, if there were any, of the draft queries."""
+
+    joint: torch.Tensor
+    draft: torch.Tensor | None
+
+
+def random_targets(batch: int, length: int, rate: float, generator: torch.Generator) -> torch.Tensor:
+    """A uniformly chosen set of floor(rate * length) (at least 1) target positions a row: [B, N] bool."""
+    count = max(1, int(rate * length))
+    return torch.rand(batch, length, generator=generator).argsort(1).argsort(1) < count
+
+
+def draft_queries(
+    order: RankOrder, config: DraftLossConfig, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A share of the targets with contexts cut back by 1..draft_window-1 ranks, never into the prompt.
+
+    Returns ranks and contexts, both [B, D] int64. The first target of a row has nothing to be cut back and is left
+    out, so D may be 0.
+    """
+    prompt_length, length = int(order.prompt_length[0]), int(order.length[0])
+    candidates = length - prompt_length - 1
+    count = round(config.draft_share * candidates)
+    batch = len(order.order)
+    picks = torch.rand(batch, candidates, generator=generator).argsort(1)[:, :count]
+    ranks = prompt_length + 1 + picks.sort(1).values
+    cuts = torch.randint(1, config.draft_window, ranks.shape, generator=generator)
+    contexts = (ranks.cpu() - cuts).clamp(min=prompt_length)
+    return ranks.to(order.order.device), contexts.to(order.order.device)
+
+
+def training_loss(
+    model, tokens: torch.Tensor, rate: float, draft: DraftLossConfig, generator: torch.Generator
+) -> Losses:
+    """Joint loss of DESIGN's objective, and the draft loss where its weight is not 0, in one pass.
+
+    tokens: [B, N] int64. rate: masking rate of the whole batch. generator: on the CPU; masks and drafts come from it.
+    """
+    target = random_targets(*tokens.shape, rate, generator).to(tokens.device)
+    order = rank_order(~target, target)
+    first = int(order.prompt_length[0])
+    ranks = torch.arange(first, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)  # [B, S]
+    contexts, joint_count = ranks, ranks.shape[1]
+    if draft.draft_weight > 0:
+        draft_ranks, draft_contexts = draft_queries(order, draft, generator)
+        ranks = torch.cat((ranks, draft_ranks), dim=1)  # [B, S + D]
+        contexts = torch.cat((contexts, draft_contexts), dim=1)
+    ranked = tokens.gather(1, order.order)
+    # The token of the last rank is seen by no query.
+    hidden = model.hidden(
+        ranked[:, :-1],
+        order.order[:, :-1],
+        order.content_context()[:, :-1],
+        order.order.gather(1, ranks),
+        contexts,
+    )  # [B, S + D, E]
+    losses = F.cross_entropy(
+        model.logits(hidden).flatten(0, 1).float(), ranked.gather(1, ranks).flatten(), reduction="none"
+    ).view(ranks.shape)
+    drafted = losses[:, joint_count:]
+    return Losses(losses[:, :joint_count].mean(), drafted.mean() if drafted.numel() else None)
+
+
+@torch.inference_mode()
+def log_prob(
+    model, tokens: torch.Tensor, given: torch.Tensor, target: torch.Tensor | None = None, temperature: float = 1.0
+) -> torch.Tensor:
+    """Exact log-density (nats) of any subset of a text given any other, in one function evaluation.
+
+    tokens: [B, N] int64. given, target: [B, N] bool, disjoint; target defaults to all that is not given. Tokens that
+    are neither are left out of the model's sight. Returns [B, N] float32: log p(token | given, targets to its left)
+    at the targets, 0 elsewhere; the sum over a row is the joint log-density.
+    """
+    target = ~given if target is None else target
+    order = rank_order(given, target)
+    total = int(order.length.max())
+    first = int(order.prompt_length.min())
+    ranked = tokens.gather(1, order.order)
+    ranks = torch.arange(first, total, device=tokens.device).expand(len(tokens), -1)  # [B, S], prompts among them
+    seen = max(total - 1, 0)
+    logits = model(
+        ranked[:, :seen],
+        order.order[:, :seen],
+        order.content_context()[:, :seen].clamp(max=max(seen, 1)),
+        order.order[:, first:total],
+        ranks,
+    )
+    log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)  # [B, S, V]
+    chosen = log_probs.gather(-1, ranked[:, first:total, None])[..., 0]
+    is_target = (ranks >= order.prompt_length[:, None]) & (ranks < order.length[:, None])
+    result = torch.zeros(tokens.shape, device=tokens.device)
+    return result.scatter(1, order.order[:, first:total], chosen.masked_fill(~is_target, 0.0))

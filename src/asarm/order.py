@@ -1,0 +1,43 @@
+"""Orders: which position is decoded at which rank, and how many ranks each row of the network sees.
+
+The prompt has ranks 0..m-1, the targets m..n-1, both in ascending position: the binary-lattice order (MAC,
+arXiv 2205.13554), which has 2^N orders instead of N!.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class RankOrder:
+    """An order for each row of a batch.
+
+    order: [B, N] int64, position decoded at each rank; ranks past `length` list the absent positions.
+    prompt_length: [B] int64, how many ranks are visible from the start.
+    length: [B] int64, prompt and targets together.
+    """
+
+    order: torch.Tensor
+    prompt_length: torch.Tensor
+    length: torch.Tensor
+
+    def content_context(self) -> torch.Tensor:
+        """How many ranks the content stream sees at each rank: itself, the prompt and all lower ranks. [B, N]"""
+        ranks = torch.arange(self.order.shape[1], device=self.order.device)
+        return torch.maximum(ranks + 1, self.prompt_length[:, None])
+
+
+def rank_order(given: torch.Tensor, target: torch.Tensor) -> RankOrder:
+    """The lattice order of a batch: first the given positions, then the targets, then whatever is neither.
+
+    given, target: [B, N] bool, nowhere both true. Positions that are neither (padding, or tokens left out of a
+    conditional) come last and are not counted in `length`.
+    """
+    if (given & target).any():
+        raise ValueError("a position cannot be both given and a target")
+    n = given.shape[1]
+    group = torch.full_like(given, 2, dtype=torch.long).masked_fill(target, 1).masked_fill(given, 0)
+    order = (group * n + torch.arange(n, device=given.device)).argsort(dim=1)  # [B, N]
+    prompt_length = given.sum(1)
+    return RankOrder(order, prompt_length, prompt_length + target.sum(1))

@@ -1,0 +1,52 @@
+"""Random numbers as a function of (row's seed, position, stream), not of the order in which they are asked for.
+
+So a row's text depends on its seed alone: not on the batch around it, nor on how many drafts were thrown away. A
+draft that was never judged leaves its number unused, so that the number may serve again and every law stays exact.
+The generator is the output function of SplitMix64 (Steele, Lea & Flood 2014), applied to keys and counters.
+"""
+
+import torch
+
+TOKEN, REPLACEMENT, VERDICT = 0, 1, 2  # streams: which token, which token after a rejection, accept or not
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit numbers, which torch's arithmetic wraps around
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift to the right without dragging the sign along."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output function: int64 to int64, every bit depends on every bit."""
+    x = (x ^ _shifted(x, 30)) * _FIRST
+    x = (x ^ _shifted(x, 27)) * _SECOND
+    return x ^ _shifted(x, 31)
+
+
+class Noise:
+    """The random numbers of a batch. seeds: [B] int64."""
+
+    def __init__(self, seeds: torch.Tensor):
+        self.seeds = seeds
+
+    def _keys(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
+        keys = _mix(_mix(self.seeds * _GOLDEN + stream + 1)[:, None] + positions * _GOLDEN)
+        return _mix(keys + _GOLDEN)  # [B, K]
+
+    def uniform(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
+        """One number in [0, 1) for each position: [B, K] int64 -> [B, K] float32."""
+        return _shifted(self._keys(positions, stream), 40).float() * 2.0**-24
+
+    def gumbel(self, positions: torch.Tensor, vocab_size: int, stream: int) -> torch.Tensor:
+        """Standard Gumbel noise for each position and token: [B, K] int64 -> [B, K, V] float32.
+
+        It is -log of an exponential variable, made from 53 bits: the smallest exponentials, which decide the argmax,
+        keep their relative precision.
+        """
+        counters = torch.arange(1, vocab_size + 1, device=positions.device) * _GOLDEN
+        bits = _mix(self._keys(positions, stream)[..., None] + counters)
+        uniform = (_shifted(bits, 11).float() * 2.0**-53).clamp(2.0**-54, 1 - 2.0**-24)
+        return -torch.log(-torch.log1p(-uniform))

@@ -1,0 +1,130 @@
+"""Text with gaps (`___`) to tokens, and tokens back to text with the origin of every piece.
+
+A tokenizer of these models keeps a word's leading space in the word's first token. So the space before a gap belongs
+to the gap, and the text on its right keeps its own: `upon a time ___ lived` is `upon a time`, gap, ` lived`.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from asarm.errors import InputError
+
+GAP = re.compile(r"_{3,}([0-9]*)")
+SENTENCEPIECE_SPACE = "\u2581"
+
+
+class GapText(NamedTuple):
+    """A text with gaps. tokens: [N] int64, the mask token at the targets. given, target: [N] bool, one of them true."""
+
+    tokens: torch.Tensor
+    given: torch.Tensor
+    target: torch.Tensor
+
+
+class Span(NamedTuple):
+    """A piece of decoded text and the label of the tokens that it came from."""
+
+    text: str
+    label: str
+
+
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or Hub repository. InputError when it is missing, damaged or without mask token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except Exception as error:  # `tokenizers` raises plain Exception for damaged files
+        reason = str(error).strip().splitlines()[0].rstrip(": ")
+        raise InputError(f"cannot load the tokenizer of {name}: are its files there? ({reason})") from error
+    if tokenizer.mask_token_id is None:
+        raise InputError(f"the tokenizer of {name} has no mask token: it does not belong to an any-subset model")
+    return tokenizer
+
+
+def parse_gaps(
+    text: str, tokenizer: PreTrainedTokenizerBase, default_gap_tokens: int, max_length: int | None = None
+) -> GapText:
+    """Tokens of a text in which runs of three or more underscores are gaps.
+
+    Digits directly behind a gap give its tokens (`___5`), otherwise it has default_gap_tokens. One space before a gap
+    belongs to the gap. max_length: the model's positions; None is no limit.
+
+    Raises InputError for a text that is empty, has no gap, has a gap of 0 tokens, holds the mask token itself, or is
+    longer than max_length.
+    """
+    if not text.strip():
+        raise InputError("the text is empty: write one with gaps, such as 'Once upon a time ___ lived in a ___.'")
+    # One group in the pattern: split gives left, digits, text, digits, ..., right.
+    pieces = GAP.split(text)
+    if len(pieces) == 1:
+        raise InputError(f"no ___ in the text: mark what to fill by ___ (or ___5 for 5 tokens), not {_shown(text)}")
+    segments = [piece.removesuffix(" ") for piece in pieces[0:-1:2]] + [pieces[-1]]
+    sizes = [int(digits) if digits else default_gap_tokens for digits in pieces[1::2]]
+    if min(sizes) < 1:
+        raise InputError(f"a gap of {min(sizes)} tokens in {_shown(text)}: a gap takes at least 1")
+    encoded = [_encode(tokenizer, segment, continues=index > 0) for index, segment in enumerate(segments)]
+    if any(tokenizer.mask_token_id in ids for ids in encoded):
+        raise InputError(f"the text holds {tokenizer.mask_token}: mark what to fill by ___ instead")
+    length = sum(map(len, encoded)) + sum(sizes)
+    if max_length is not None and length > max_length:
+        raise InputError(
+            f"the text has {length} tokens, {sum(sizes)} of them in gaps, but the model takes at most {max_length}: "
+            "shorten the text or its gaps"
+        )
+    ids, filled = list(encoded[0]), [False] * len(encoded[0])
+    for size, segment in zip(sizes, encoded[1:], strict=True):
+        ids += [tokenizer.mask_token_id] * size + segment
+        filled += [True] * size + [False] * len(segment)
+    target = torch.tensor(filled)
+    return GapText(torch.tensor(ids), ~target, target)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, segment: str, continues: bool) -> list[int]:
+    """Token ids of a segment, so that all segments and gaps joined decode to the text."""
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    ids = encode(segment)
+    if not (continues and ids) or segment[0].isspace():
+        return ids
+    if not tokenizer.convert_ids_to_tokens(ids[0]).startswith(SENTENCEPIECE_SPACE):
+        return ids
+    # SentencePiece tokenizers put a space before all that they are given. Behind a symbol that joins no piece there
+    # is none.
+    symbol = encode("\u2603")
+    joined = encode("\u2603" + segment)
+    return joined[len(symbol) :] if joined[: len(symbol)] == symbol else ids
+
+
+def _shown(text: str, width: int = 60) -> str:
+    """The text, or its beginning, in quotes on one line."""
+    return repr(text if len(text) <= width else text[:width] + "...")
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """Text of token ids, special tokens included, with no white space tidied."""
+    return tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def label_spans(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], labels: Sequence[str]) -> list[Span]:
+    """The decoded text cut where the label of the tokens changes; the spans joined are `decode` of all tokens.
+
+    tokens, labels: N each. A character whose bytes lie on both sides of a cut goes to the right one.
+    """
+    tokens = list(tokens)
+    whole = decode(tokenizer, tokens)
+    spans, start, end = [], 0, 0
+    for label, run in groupby(labels):
+        end += len(list(run))
+        left = decode(tokenizer, tokens[:end])
+        cut = len(left if whole.startswith(left) else left.rstrip("\ufffd"))  # the bytes of half a character
+        if cut > start:
+            spans.append(Span(whole[start:cut], label))
+            start = cut
+    return spans

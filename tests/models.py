@@ -1,0 +1,22 @@
+"""Small random models for tests: every parameter is drawn, so that nothing is zero or one by accident."""
+
+import torch
+
+from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+
+
+def randomise(model, scale: float, seed: int = 0):
+    """Draw all parameters anew from a normal law of the given scale."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def tiny_gpt2(vocab_size: int = 5, scale: float = 0.6, **shape):
+    """A two-layer `gpt2` backbone; the last token id is the mask."""
+    shape = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2} | shape
+    return randomise(
+        AnyOrderGPT2(AnyOrderGPT2Config(vocab_size=vocab_size, mask_token_id=vocab_size - 1, **shape)), scale
+    )

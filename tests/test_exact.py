@@ -1,0 +1,113 @@
+"""The law of every sampler against the enumerated joint, on a vocabulary of four tokens."""
+
+import itertools
+
+import pytest
+import torch
+from models import tiny_gpt2
+from scipy.stats import chisquare
+
+from asarm.config import SamplerConfig
+from asarm.objective import log_prob
+from asarm.sampling import sample
+
+VOCABULARY = 4
+SAMPLES = 100_000
+#            prompt in the middle and at the ends; 4, 5 and 6 targets; the last row is a whole place shorter
+TARGETS = ["1101101.", "11011110", "1111011."]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """A model and three ragged rows: tokens [3, 8], given, target."""
+    generator = torch.Generator().manual_seed(1)
+    target = torch.tensor([[c == "1" for c in row] for row in TARGETS])
+    given = torch.tensor([[c == "0" for c in row] for row in TARGETS])
+    tokens = torch.randint(0, VOCABULARY, target.shape, generator=generator)
+    return tiny_gpt2(VOCABULARY + 1), tokens, given, target
+
+
+def enumerated(model, tokens, given, target, temperature) -> torch.Tensor:
+    """The joint law [4^targets] of one row, outcomes in the order of base-4 numbers, by its conditionals."""
+    count = int(target.sum())
+    outcomes = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=count)))
+    texts = tokens.repeat(len(outcomes), 1)
+    texts[:, target] = outcomes
+    rows = len(outcomes)
+    return log_prob(model, texts, given.expand(rows, -1), target.expand(rows, -1), temperature).sum(1).double().exp()
+
+
+def chi_square_p(model, problem_rows, config, seed=0) -> list[float]:
+    """p-value of each row's outcomes against its enumerated joint; cells with fewer than 5 expected are pooled."""
+    tokens, given, target = problem_rows
+    copies = SAMPLES // 4
+    counts = [torch.zeros(VOCABULARY ** int(row.sum()), dtype=torch.long) for row in target]
+    for chunk in range(4):
+        seeds = torch.arange(3 * copies) + 3 * copies * (chunk + 4 * seed)
+        repeated = [x.repeat(copies, 1) for x in (tokens, given, target)]
+        texts = sample(model, *repeated, config, seeds.tolist()).tokens.view(copies, 3, -1)
+        for row in range(3):
+            outcome = texts[:, row, target[row]]
+            powers = VOCABULARY ** torch.arange(outcome.shape[1] - 1, -1, -1)
+            counts[row] += torch.bincount((outcome * powers).sum(1), minlength=len(counts[row]))
+    result = []
+    for row in range(3):
+        expected = SAMPLES * enumerated(model, tokens[row], given[row], target[row], config.temperature)
+        assert abs(float(expected.sum()) / SAMPLES - 1) < 1e-5
+        rare = expected < 5
+        seen = torch.cat((counts[row][~rare], counts[row][rare].sum()[None])).double()
+        wanted = torch.cat((expected[~rare], expected[rare].sum()[None]))
+        if wanted[-1] < 5:
+            seen, wanted = seen[:-1], wanted[:-1]
+        result.append(chisquare(seen.numpy(), (wanted * seen.sum() / wanted.sum()).numpy()).pvalue)
+    return result
+
+
+EXACT = [{"sampler": "sequential"}] + [
+    {"sampler": "assd", "draft": draft, "coupling": coupling, "k": k}
+    for draft, k in (("self", 3), ("ngram", 2))
+    for coupling in ("residual", "gumbel")
+]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("settings", EXACT, ids=lambda s: "-".join(map(str, s.values())))
+def test_exact_samplers_have_the_enumerated_law(problem, settings, temperature):
+    model, *rows = problem
+    p_values = chi_square_p(model, rows, SamplerConfig(temperature=temperature, **settings))
+    assert min(p_values) > 0.001, p_values
+
+
+def test_the_parallel_sampler_is_told_apart(problem):
+    model, *rows = problem
+    assert max(chi_square_p(model, rows, SamplerConfig(sampler="parallel", steps=1))) < 1e-6
+
+
+def test_tolerance_is_told_apart(problem):
+    model, *rows = problem
+    assert min(chi_square_p(model, rows, SamplerConfig(k=3, tolerance=0.3))) < 1e-6
+
+
+def test_log_prob_is_the_product_of_single_conditionals(problem):
+    """Chain rule by one query at a time, with the content laid out by hand."""
+    model, tokens, given, target = problem
+    scores = log_prob(model, tokens, given, target)
+    for row in range(3):
+        known = given[row].nonzero()[:, 0].tolist()
+        prompt = len(known)
+        for place in target[row].nonzero()[:, 0].tolist():
+            seen = torch.tensor([known])
+            context = torch.arange(1, len(known) + 1).clamp(min=prompt)[None]
+            query = torch.tensor([[place]])
+            logits = model(tokens[row][seen], seen, context, query, torch.tensor([[len(known)]]))
+            expected = torch.log_softmax(logits, -1)[0, 0, tokens[row, place]]
+            assert abs(float(expected - scores[row, place])) < 1e-5
+            known.append(place)
+
+
+def test_any_subset_given_any_other_is_a_law(problem):
+    """Targets and prompt that leave places out: the law over the targets still sums to one."""
+    model, tokens, _, _ = problem
+    given = torch.tensor([False, False, True, False, False, False, True, False])
+    target = torch.tensor([True, False, False, False, True, False, False, True])
+    assert abs(float(enumerated(model, tokens[0], given, target, 1.0).sum()) - 1) < 1e-5
