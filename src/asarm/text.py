@@ -35,7 +35,7 @@ class Span(NamedTuple):
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or Hub repository. InputError when it is missing, damaged or without mask token."""
+    """The tokenizer of a model folder or Hub repository. InputError if it is missing, damaged or has no mask token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:  # `tokenizers` raises plain Exception for damaged files

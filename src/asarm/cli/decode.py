@@ -53,8 +53,8 @@ def parse_arguments(arguments: list[str]) -> DecodingEvalConfig:
 def main(arguments: list[str]) -> None:
     config = parse_arguments(arguments)
     transformers_logging.disable_progress_bar()
-    for name in ("httpx", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # every request, and every retry of one
+    for name in ("httpx", "huggingface_hub", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # every request, retry and font
     evaluate(config)
     output = Path(config.output_dir)
     print((output / "table.md").read_text(encoding="utf-8"))

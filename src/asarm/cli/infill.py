@@ -39,6 +39,8 @@ class InfillConfig:
         for name, least in (("gap_tokens", 1), ("samples", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.seed + self.samples > 2**63:
+            raise InputError(f"seed must be below 2**63 with all samples, not {self.seed}")
 
 
 def parse_arguments(arguments: list[str]) -> tuple[InfillConfig, SamplerConfig, Namespace]:

@@ -82,8 +82,9 @@ def trim(spans: list[Span], width: int) -> list[Span]:
 
 
 def plain(spans: list[Span]) -> str:
-    """One line with the news marked."""
-    return "".join(MARKS.get(span.label, "{}").format(span.text) for span in spans).replace("\n", "\\n")
+    """One line with the news marked, and control characters escaped."""
+    line = "".join(MARKS.get(span.label, "{}").format(span.text) for span in spans)
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 def styled(spans: list[Span]) -> Text:

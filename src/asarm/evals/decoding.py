@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import load_dataset
 from tqdm import tqdm
 
 from asarm.config import SamplerConfig, option
@@ -46,7 +45,7 @@ WARM_UP_TARGETS = 16
 
 @dataclass
 class DecodingEvalConfig(SamplerConfig):
-    """What is decoded, how and where to. The fields of SamplerConfig hold for all variants; defaults are the paper's."""
+    """What is decoded, how and where to. SamplerConfig's fields hold for all variants; defaults are the paper's."""
 
     # Set by `samplers` for each variant, and no options here.
     sampler: str = field(default="assd", init=False)
@@ -58,11 +57,17 @@ class DecodingEvalConfig(SamplerConfig):
     length: int = option(512, "tokens a text")
     num_texts: int = option(700, "how many texts: the first of a shuffle of all that is a function of the seed")
     mask_rate: float = option(0.95, "share masked: floor((1 - mask_rate) * length) + 1 tokens stay visible")
-    samplers: list[str] = option(["sequential", "assd-self", "assd-ngram"], f"variants, of {', '.join(SAMPLERS)}")
-    k_sweep: list[int] = option([2, 3, 5, 8], "the assd variants are run with these k as well, on fewer texts")
+    samplers: list[str] = field(
+        default_factory=lambda: ["sequential", "assd-self", "assd-ngram"],
+        metadata={"help": f"variants, of {', '.join(SAMPLERS)}"},
+    )
+    k_sweep: list[int] = field(
+        default_factory=lambda: [2, 3, 5, 8],
+        metadata={"help": "the assd variants are run with these k as well, on fewer texts"},
+    )
     k_sweep_texts: int = option(64, "how many texts those runs decode; 0 leaves them out")
     batch_size: int = option(16, "texts decoded together, the same for all variants")
-    judge: str = option("gpt2-large", "causal language model for perplexity, or self: the decoding model, left to right")
+    judge: str = option("gpt2-large", "causal language model that gives perplexities; self: the decoding model")
     seed: int = option(0, "seeds the choice of texts, the masks and the sampling")
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
     dtype: str = option("float32", f"of the decoding model: {' or '.join(DTYPES)}")
@@ -120,7 +125,7 @@ class Variant:
 
 @dataclass
 class Texts:
-    """What is decoded. index: [n] place of each text among the packed ones; tokens: [n, N] int64; given: [n, N] bool."""
+    """What is decoded. index: [n] places among the packed texts; tokens: [n, N] int64; given: [n, N] bool."""
 
     index: list[int]
     tokens: torch.Tensor
@@ -140,6 +145,8 @@ def load_text(path: str) -> str:
     """The text of a local file, or WikiText's test part from the Hub. InputError when it cannot be had."""
     if path:
         return read_text(path)
+    from datasets import load_dataset  # slow to import
+
     name, config, split = WIKITEXT
     try:
         return "".join(load_dataset(name, config, split=split)["text"])
@@ -154,6 +161,8 @@ def choose_texts(text: str, tokenizer, config: DecodingEvalConfig) -> Texts:
     The visible positions of a block are a uniform choice that depends on the seed and the block alone.
     """
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if tokenizer.mask_token_id in ids:
+        raise InputError(f"the text holds {tokenizer.mask_token}, which stands for what is to be decoded: take it out")
     blocks = pack([ids], tokenizer.eos_token_id, config.length)
     index = np.random.default_rng(config.seed).permutation(len(blocks))[: config.num_texts].tolist()
     if len(index) < config.num_texts:
@@ -235,7 +244,7 @@ def plan(config: DecodingEvalConfig, count: int) -> list[Unit]:
 
 
 def unfinished(path: Path, units: list[Unit]) -> list[Unit]:
-    """The units whose lines are not all in samples.jsonl. Torn lines and the lines of torn units are removed from it."""
+    """The units whose lines are not all in samples.jsonl. Torn lines and lines of torn units are removed from it."""
     samples = read_samples(path)
     lines = {}
     for line in samples:

@@ -6,8 +6,12 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+
+from asarm.evals.stats import read_samples
+
+COLOURS = {"sequential": "C0", "assd-self": "C1", "assd-ngram": "C2", "parallel": "C3"}
 
 
 def plot_training(folder: str | Path) -> Path:
@@ -32,8 +36,7 @@ def plot_decoding(folder: str | Path) -> list[Path]:
     """Histograms by variant, from samples.jsonl, and NFE against k, if there was a sweep, from metrics.json."""
     folder = Path(folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    samples = [json.loads(line) for line in lines]
+    samples = read_samples(folder / "samples.jsonl")
     # Runs of a sweep over k are left to the other plot.
     groups = {name: [s for s in samples if s["variant"] == name == s["sampler"]] for name in metrics["variants"]}
     groups = {name: group for name, group in groups.items() if group}
@@ -54,11 +57,14 @@ def _histograms(path: Path, key: str, label: str, groups: dict[str, list[dict]])
     """Overlaid histograms with common bins; the mean of each as a dashed line."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     values = {name: [sample[key] for sample in group] for name, group in groups.items()}
-    bins = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=30)
-    for colour, (name, numbers) in enumerate(values.items()):
-        axes.hist(numbers, bins=bins, alpha=0.45, color=f"C{colour}", label=f"{name} (n = {len(numbers)})")
-        axes.axvline(np.mean(numbers), color=f"C{colour}", linestyle="--", linewidth=1)
+    bins = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=20)
+    for name, numbers in values.items():
+        colour = COLOURS[name]
+        axes.hist(numbers, bins=bins, alpha=0.3, color=colour, label=f"{name} (n = {len(numbers)})")
+        axes.hist(numbers, bins=bins, histtype="step", color=colour, linewidth=1.5)
+        axes.axvline(np.mean(numbers), color=colour, linestyle="--", linewidth=1)
     axes.set(xlabel=label, ylabel="texts")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     return _saved(figure, path)
 
@@ -69,9 +75,8 @@ def _nfe_by_k(path: Path, curves: dict[str, list[dict]]) -> Path:
     for name, points in curves.items():
         errors = [point["se"] or 0.0 for point in points]
         label = f"{name} (n = {points[0]['n']})"
-        axes.errorbar(
-            [point["k"] for point in points], [point["mean"] for point in points], errors, marker="o", label=label
-        )
+        ks, means = [point["k"] for point in points], [point["mean"] for point in points]
+        axes.errorbar(ks, means, errors, marker="o", capsize=3, color=COLOURS[name], label=label)
     axes.set(xlabel="k, tokens drafted at once", ylabel="NFE a text")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()

@@ -69,7 +69,8 @@ def equality(values, baseline, margin: float) -> dict:
         tost_p = float(max(above, below))
     low, high = result["interval_95"]
     verdict = "same" if tost_p < 0.05 else "undecided" if low <= 0 <= high else "different"
-    return result | {"tost_p": tost_p, "ks_p": float(stats.ks_2samp(values, baseline).pvalue), "verdict": verdict}
+    ks = stats.ks_2samp(values, baseline, method="asymp")
+    return result | {"tost_p": tost_p, "ks_p": float(ks.pvalue), "verdict": verdict}
 
 
 def by_variant(samples: list[dict]) -> dict[str, dict[int, dict]]:
@@ -94,6 +95,8 @@ def summarise_variant(samples: dict[int, dict]) -> dict:
         for key in ("proposed", "accepted")
     )
     return {
+        "sampler": rows[0]["sampler"],
+        "k": rows[0]["k"],
         "nfe": mean_se([row["nfe"] for row in rows]),
         "seconds": mean_se(list(batch_seconds(samples).values())),
         "tokens_per_nfe": mean_se([row["targets"] / row["nfe"] for row in rows]),
@@ -169,7 +172,9 @@ def _rows(header: list[str], rows: list[list[str]]) -> str:
 
 def table(metrics: dict) -> str:
     """The metrics as Markdown. Mean ± standard error over texts; seconds over batches."""
-    variants, comparisons = metrics["variants"], metrics[f"against_{BASELINE}"]
+    # The runs of the sweep over k, which go by names of their own, have a table of their own.
+    variants = {name: one for name, one in metrics["variants"].items() if name == one["sampler"]}
+    comparisons = {name: one for name, one in metrics[f"against_{BASELINE}"].items() if name in variants}
     parts = [
         _rows(
             ["variant", "texts", "NFE", "tokens per NFE", "seconds a text", "generative perplexity", "entropy, bits"],
@@ -190,8 +195,8 @@ def table(metrics: dict) -> str:
     if comparisons:
         margins = ", ".join(f"{name} ± {margin:.3f}" for name, margin in MARGINS.items())
         parts += [
-            f"Against {BASELINE}, paired by text (time: by batch): t-test p, 95 % intervals, and whether the two are the "
-            f"same up to a margin (two one-sided tests at 0.05; margins: {margins}).\n",
+            f"Against {BASELINE}, paired by text (time: by batch): t-test p, 95 % intervals, and whether the two are "
+            f"the same up to a margin (two one-sided tests at 0.05; margins: {margins}).\n",
             _rows(
                 ["variant", "NFE", "times as fast", "log perplexity", "entropy"],
                 [
@@ -221,6 +226,16 @@ def table(metrics: dict) -> str:
                     ]
                     for name, shares in drafting.items()
                 ],
+            ),
+        ]
+    sweep = metrics["k_sweep"]
+    if sweep:
+        curves = list(sweep.values())
+        parts += [
+            f"NFE a text by k, on {curves[0][0]['n']} of the texts.\n",
+            _rows(
+                ["variant", *(f"k = {point['k']}" for point in curves[0])],
+                [[name, *(_plus_minus(point, 1) for point in points)] for name, points in sweep.items()],
             ),
         ]
     return "\n".join(parts)

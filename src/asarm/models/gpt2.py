@@ -80,7 +80,7 @@ class Attention(nn.Module):
         return rotate(self.heads(keys), *rotary), self.heads(values)
 
     def attend(self, x, rotary, keys, values, visible, empty) -> torch.Tensor:
-        """Rows x [B, R, E] read keys and values [B, H, T, D] where visible [B, 1, R, T]; empty [B, R, 1] read nothing."""
+        """Rows x [B, R, E] read keys and values [B, H, T, D] where visible [B, 1, R, T]; empty [B, R, 1] read none."""
         width = x.shape[-1]
         queries = rotate(self.heads(F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])), *rotary)
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)  # [B, H, R, D]

@@ -1,0 +1,40 @@
+import pytest
+
+from asarm.data import train_tokenizer
+from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+
+
+@pytest.fixture(scope="session")
+def sample_text() -> str:
+    """A few sentences, some of them with characters of several bytes."""
+    return (
+        "Once upon a time there lived in a forest an old bear who was unable to sleep.\n"
+        "\u201cIs it morning?\u201d he asked the owl in the tree, and the owl said that it was not.\n"
+        "So he walked to the king\u2019s castle; the caf\u00e9 by the castle was closed, and the king lived alone.\n"
+        "In the morning the bear lived in a castle, and the king in a tree \u2014 who would have thought it?\n"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, sample_text) -> str:
+    """A model folder with random weights: 2 layers x 32, 128 positions, byte-level BPE of 300 tokens."""
+    import torch
+
+    tokenizer = train_tokenizer([sample_text], vocab_size=300)
+    config = AnyOrderGPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=128,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        mask_token_id=tokenizer.mask_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AnyOrderGPT2(config)
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
