@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 import torch
 
-from asarm import SamplerConfig, load_model, load_tokenizer, log_prob, resolve_model, sample
+from asarm import SamplerConfig, load, log_prob, sample
 from asarm.data import pack, read_text, split_documents, text_files
 from asarm.errors import InputError
 from asarm.evals.baselines import ngram_nll
@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=5)
     arguments = parser.parse_args()
 
-    names = [resolve_model(name) for name in arguments.models]
-    tokenizer = load_tokenizer(names[0])
+    models, tokenizers = zip(*map(load, arguments.models), strict=True)
+    tokenizer = tokenizers[0]
     documents = [tokenizer(read_text(path), verbose=False)["input_ids"] for path in text_files(arguments.train_files)]
     train, held_out = (
         pack(part, tokenizer.eos_token_id, arguments.length) for part in split_documents(documents, arguments.held_out)
@@ -61,7 +61,6 @@ def main() -> None:
     tokens = torch.from_numpy(chosen).long()
     print(f"{len(tokens)} of {len(held_out)} held-out texts of {arguments.length} tokens\n")
     print("| masked | model | NLL, nats a token | against the first |\n| --- | --- | ---: | ---: |")
-    models = [load_model(name) for name in names]
     for model, name in zip(models, arguments.models, strict=True):
         if model.config.vocab_size != models[0].config.vocab_size:
             raise InputError(f"{name} has another vocabulary than {arguments.models[0]}")

@@ -17,9 +17,8 @@ import torch
 
 from asarm.config import SamplerConfig
 from asarm.files import write_json
-from asarm.models.bundled import resolve_model
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
-from asarm.models.load import load_model
+from asarm.models.load import load
 from asarm.objective import random_targets
 from asarm.provenance import provenance
 from asarm.sampling import sample
@@ -110,7 +109,7 @@ def main() -> None:
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in arguments.models:
         shape = AnyOrderGPT2Config(mask_token_id=50257)
-        model = AnyOrderGPT2(shape).eval() if name == "base" else load_model(resolve_model(name))
+        model = AnyOrderGPT2(shape).eval() if name == "base" else load(name)[0]
         for length in arguments.lengths:
             for sampler, config in SAMPLERS.items():
                 row = measure(model, length, config, arguments.reference_nfe)

@@ -3,6 +3,7 @@
 import torch
 
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 
 
 def randomise(model, scale: float, seed: int = 0):
@@ -19,4 +20,12 @@ def tiny_gpt2(vocab_size: int = 5, scale: float = 0.6, **shape):
     shape = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2} | shape
     return randomise(
         AnyOrderGPT2(AnyOrderGPT2Config(vocab_size=vocab_size, mask_token_id=vocab_size - 1, **shape)), scale
+    )
+
+
+def tiny_xlnet(vocab_size: int = 5, scale: float = 0.6, **shape):
+    """A two-layer `xlnet` backbone; the last token id is the mask."""
+    shape = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 64} | shape
+    return randomise(
+        AnyOrderXLNet(AnyOrderXLNetConfig(vocab_size=vocab_size, mask_token_id=vocab_size - 1, **shape)), scale
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asarm import SamplerConfig, load_model, load_tokenizer, log_prob, resolve_model, sample
+from asarm import SamplerConfig, load, log_prob, sample
 from asarm.data import pack, read_text
 from asarm.objective import random_targets
 from asarm.order import rank_order
@@ -17,13 +17,13 @@ PASSAGES, LENGTH = 50, 64
 
 @pytest.fixture(scope="module")
 def model():
-    return load_model(resolve_model("tiny-text"))
+    return load("tiny-text")[0]
 
 
 @pytest.fixture(scope="module")
 def passages():
     """50 passages of WikiText's test part (of the sample text, where there is no WikiText): tokens [50, 64]."""
-    tokenizer = load_tokenizer(resolve_model("tiny-text"))
+    tokenizer = load("tiny-text")[1]
     text = read_text(WIKITEXT if WIKITEXT.exists() else ROOT / "eval_datasets" / "sample_text.txt")
     blocks = pack([tokenizer(text, verbose=False)["input_ids"]], tokenizer.eos_token_id, LENGTH)
     return torch.from_numpy(blocks[:: max(1, len(blocks) // PASSAGES)][:PASSAGES]).long()

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from models import tiny_gpt2
+from models import tiny_gpt2, tiny_xlnet
 from scipy.stats import chisquare
 
 from asarm.config import SamplerConfig
@@ -17,14 +17,18 @@ SAMPLES = 100_000
 TARGETS = ["1101101.", "11011110", "1111011."]
 
 
-@pytest.fixture(scope="module")
-def problem():
+def three_texts(model):
     """A model and three ragged rows: tokens [3, 8], given, target."""
     generator = torch.Generator().manual_seed(1)
     target = torch.tensor([[c == "1" for c in row] for row in TARGETS])
     given = torch.tensor([[c == "0" for c in row] for row in TARGETS])
     tokens = torch.randint(0, VOCABULARY, target.shape, generator=generator)
-    return tiny_gpt2(VOCABULARY + 1), tokens, given, target
+    return model, tokens, given, target
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return three_texts(tiny_gpt2(VOCABULARY + 1))
 
 
 def enumerated(model, tokens, given, target, temperature) -> torch.Tensor:
@@ -75,6 +79,13 @@ EXACT = [{"sampler": "sequential"}] + [
 def test_exact_samplers_have_the_enumerated_law(problem, settings, temperature):
     model, *rows = problem
     p_values = chi_square_p(model, rows, SamplerConfig(temperature=temperature, **settings))
+    assert min(p_values) > 0.001, p_values
+
+
+@pytest.mark.parametrize("settings", EXACT, ids=lambda s: "-".join(map(str, s.values())))
+def test_exact_samplers_on_xlnet(settings):
+    model, *rows = three_texts(tiny_xlnet(VOCABULARY + 1))
+    p_values = chi_square_p(model, rows, SamplerConfig(temperature=0.7, **settings))
     assert min(p_values) > 0.001, p_values
 
 

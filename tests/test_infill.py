@@ -12,8 +12,9 @@ from asarm.cli import trace
 from asarm.cli.infill import main, print_text
 from asarm.errors import InputError
 from asarm.models import bundled
+from asarm.models.load import load_tokenizer
 from asarm.sampling import TraceStep
-from asarm.text import Span, load_tokenizer
+from asarm.text import Span
 
 TEXT = "Once upon a time ___ lived in a ___5."
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel
 
 from asarm.errors import InputError
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
-from asarm.models.load import load_model
+from asarm.models.load import load, load_model
 from asarm.order import rank_order
 
 
@@ -150,6 +150,17 @@ def test_loading_says_what_is_wrong(tmp_path):
     bigger.config.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match=r"blocks\.2"):
         load_model(tmp_path / "other")
+
+
+def test_a_model_and_its_tokenizer(tiny_folder, tmp_path):
+    model, tokenizer = load(tiny_folder)
+    assert model.config.mask_token_id == tokenizer.mask_token_id
+    with pytest.raises(InputError, match="no model folder"):
+        load(tmp_path / "nowhere")
+    tokenizer.save_pretrained(tmp_path)
+    tiny_gpt2(20).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="does not belong"):
+        load(tmp_path)
 
 
 def test_shapes_that_cannot_be():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import tiny_gpt2
+from models import tiny_gpt2, tiny_xlnet
 from scipy.stats import kstest
 from test_model import random_texts
 
@@ -23,9 +23,11 @@ def model():
     return tiny_gpt2(12, scale=0.9, n_embd=32)
 
 
+@pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet])
 @pytest.mark.parametrize("draft", ["self", "ngram"])
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 8, 15])
-def test_gumbel_gives_the_sequential_text(model, draft, k):
+def test_gumbel_gives_the_sequential_text(backbone, draft, k):
+    model = backbone(12, scale=0.9)
     rejected = 0
     for seed in range(4):
         texts = random_texts(6, 40, 12, seed)

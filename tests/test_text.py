@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import XLNetTokenizer
 
 from asarm.errors import InputError
-from asarm.text import decode, label_spans, load_tokenizer, parse_gaps
+from asarm.models.load import load_tokenizer
+from asarm.text import decode, label_spans, parse_gaps
 
 
 @pytest.fixture(scope="session")

@@ -203,6 +203,21 @@ def test_50_histories_through_the_cache_agree_with_recomputing(tiny):
     assert iterations > 100
 
 
+@torch.inference_mode()
+def test_places_past_the_cache_capacity(tiny):
+    """Texts of which places are left out: four ranks, but positions up to 90, met one by one."""
+    _, model = tiny
+    tokens, order = torch.tensor([[8, 9, 10, 11]]), torch.tensor([[2, 5, 30, 90]])
+    expected = joint(model, tokens, order, torch.tensor([1]))
+    cache = model.new_cache(1, 4)
+    for rank in range(3):
+        cache.set_lengths(torch.tensor([rank]))
+        now, later = slice(rank, rank + 1), slice(rank + 1, rank + 2)
+        seen = torch.tensor([[rank + 1]])
+        logits = model(tokens[:, now], order[:, now], seen, order[:, later], seen, cache)
+        assert gap(logits, expected[:, later]) < 1e-4
+
+
 class TiedChance(Chance):
     """Draws that are the samplers' own for a seed, so that both sides must choose the same tokens."""
 
@@ -441,4 +456,4 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tiny_folder, tmp_path):
     random_reference(**TINY | {"vocab_size": 2}).save_pretrained(tmp_path)
     load_tokenizer(tiny_folder).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="mask token"):
-        load_model(tmp_path)
+        load.load(tmp_path)

@@ -24,6 +24,9 @@ def main() -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"asarm {arguments[0]}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nasarm {arguments[0]}: interrupted; finished parts are kept", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -7,11 +7,10 @@ to the gap, and the text on its right keeps its own: `upon a time ___ lived` is 
 import re
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from asarm.errors import InputError
 
@@ -32,18 +31,6 @@ class Span(NamedTuple):
 
     text: str
     label: str
-
-
-def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or Hub repository. InputError if it is missing, damaged or has no mask token."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except Exception as error:  # `tokenizers` raises plain Exception for damaged files
-        reason = str(error).strip().splitlines()[0].rstrip(": ")
-        raise InputError(f"cannot load the tokenizer of {name}: are its files there? ({reason})") from error
-    if tokenizer.mask_token_id is None:
-        raise InputError(f"the tokenizer of {name} has no mask token: it does not belong to an any-subset model")
-    return tokenizer
 
 
 def parse_gaps(

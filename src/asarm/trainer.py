@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from asarm import data
 from asarm.config import DraftLossConfig, MaskingConfig, ModelConfig, TrainingConfig
@@ -22,7 +21,7 @@ from asarm.errors import InputError
 from asarm.evals.baselines import masked_nll, ngram_nll
 from asarm.files import write_json, write_whole
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
-from asarm.models.load import load_model
+from asarm.models.load import load
 from asarm.objective import training_loss
 from asarm.provenance import provenance
 
@@ -65,7 +64,7 @@ class Trainer:
         set_seed(config.seed)
         texts = [data.read_text(path) for path in data.text_files(config.train_files)]
         if config.init_from:
-            model, self.tokenizer = load_model(config.init_from), AutoTokenizer.from_pretrained(config.init_from)
+            model, self.tokenizer = load(config.init_from)
         else:
             self.tokenizer = data.train_tokenizer(texts, shape.vocab_size)
             model = new_model(shape, self.tokenizer)
@@ -138,6 +137,10 @@ class Trainer:
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        metrics = self.output / "metrics.jsonl"
+        lines = [line for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["step"] <= self.step]  # later steps are run again
+        write_whole(metrics, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
         logger.info("resumed at step %d", self.step)
 
     def record(self, line: dict) -> None:

@@ -18,10 +18,9 @@ from asarm.cli.trace import show_trace
 from asarm.config import SamplerConfig, option
 from asarm.data import read_text
 from asarm.errors import InputError
-from asarm.models.bundled import resolve_model
-from asarm.models.load import load_model
+from asarm.models.load import load
 from asarm.sampling import SampleResult, sample
-from asarm.text import GapText, Span, decode, label_spans, load_tokenizer, parse_gaps
+from asarm.text import GapText, Span, decode, label_spans, parse_gaps
 
 
 @dataclass
@@ -127,9 +126,8 @@ def main(arguments: list[str]) -> None:
     config, sampler, extra = parse_arguments(arguments)
     text = input_text(extra.text, config.file)
     logging.disable_progress_bar()
-    name = resolve_model(config.model)
-    model = load_model(name, config.revision).to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(name, config.revision)
+    model, tokenizer = load(config.model, config.revision)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     gaps = parse_gaps(text, tokenizer, config.gap_tokens, getattr(model.config, "n_positions", None))
     result = fill(model, gaps, config, sampler, extra.trace)
     if extra.json:

@@ -25,11 +25,10 @@ from asarm.evals.judges import Judge, load_judge
 from asarm.evals.plots import plot_decoding
 from asarm.evals.stats import read_samples, summarise, table
 from asarm.files import write_json, write_whole
-from asarm.models.bundled import resolve_model
-from asarm.models.load import load_model
+from asarm.models.load import load
 from asarm.provenance import provenance
 from asarm.sampling import sample
-from asarm.text import decode, load_tokenizer
+from asarm.text import decode
 
 logger = logging.getLogger(__name__)
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1", "test")  # wikitext-2 has the same test articles
@@ -295,12 +294,12 @@ def pick_device(name: str) -> torch.device:
 def evaluate(config: DecodingEvalConfig) -> dict:
     """Run what is left to run, then write metrics.json, table.md and the plots to output_dir. Returns the metrics."""
     output, device = Path(config.output_dir), pick_device(config.device)
-    text, name = load_text(config.text), resolve_model(config.model)
-    model = load_model(name, config.revision, DTYPES[config.dtype]).to(device)
+    text = load_text(config.text)
+    model, tokenizer = load(config.model, config.revision, DTYPES[config.dtype])
+    model = model.to(device)
     longest = getattr(model.config, "n_positions", None)
     if longest is not None and config.length > longest:
         raise InputError(f"length={config.length} is over the {longest} positions of {config.model}: lower --length")
-    tokenizer = load_tokenizer(name, config.revision)
     texts = choose_texts(text, tokenizer, config)
     judge = load_judge(config.judge, model, device)
 

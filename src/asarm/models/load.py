@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from asarm.errors import InputError
+from asarm.models.bundled import resolve_model
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 
@@ -70,8 +71,22 @@ def load_model(name: str | Path, revision: str | None = None, dtype: torch.dtype
     if wrong:
         raise InputError(f"the weights of {name} do not fit its config: {wrong}")
     if model.config.mask_token_id is None:
-        mask = load_tokenizer(name, revision).mask_token_id
-        if mask >= model.config.vocab_size:
-            raise InputError(f"the tokenizer's mask token {mask} lies past the {model.config.vocab_size} of {name}")
-        model.config.mask_token_id = mask
+        model.config.mask_token_id = load_tokenizer(name, revision).mask_token_id
     return model.eval()
+
+
+def load(name: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32):
+    """A model and its tokenizer: (model, tokenizer). name: a bundled model, a folder or a Hub repository.
+
+    Raises InputError as `load_model` and `load_tokenizer` do, and when the two do not belong together.
+    """
+    folder = resolve_model(name)
+    if not Path(folder).is_dir() and (Path(folder).is_absolute() or folder.startswith(".") or folder.count("/") > 1):
+        raise InputError(f"no model folder {name}")
+    model, tokenizer = load_model(folder, revision, dtype), load_tokenizer(folder, revision)
+    if model.config.mask_token_id != tokenizer.mask_token_id or model.config.vocab_size <= tokenizer.mask_token_id:
+        raise InputError(
+            f"the tokenizer of {name} does not belong to its weights: its mask token is {tokenizer.mask_token_id}, "
+            f"theirs {model.config.mask_token_id} of {model.config.vocab_size}"
+        )
+    return model, tokenizer

@@ -16,14 +16,14 @@ _SECOND = 0x94D049BB133111EB - (1 << 64)
 
 def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
     """Shift to the right without dragging the sign along."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's output function: int64 to int64, every bit depends on every bit."""
-    x = (x ^ _shifted(x, 30)) * _FIRST
-    x = (x ^ _shifted(x, 27)) * _SECOND
-    return x ^ _shifted(x, 31)
+def _mix_(x: torch.Tensor) -> torch.Tensor:
+    """SplitMix64's output function, in place: int64 to int64, every bit depends on every bit."""
+    x.bitwise_xor_(_shifted(x, 30)).mul_(_FIRST)
+    x.bitwise_xor_(_shifted(x, 27)).mul_(_SECOND)
+    return x.bitwise_xor_(_shifted(x, 31))
 
 
 class Noise:
@@ -33,8 +33,8 @@ class Noise:
         self.seeds = seeds
 
     def _keys(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
-        keys = _mix(_mix(self.seeds * _GOLDEN + stream + 1)[:, None] + positions * _GOLDEN)
-        return _mix(keys + _GOLDEN)  # [B, K]
+        keys = _mix_(_mix_(self.seeds * _GOLDEN + stream + 1)[:, None] + positions * _GOLDEN)
+        return _mix_(keys + _GOLDEN)  # [B, K]
 
     def uniform(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
         """One number in [0, 1) for each position: [B, K] int64 -> [B, K] float32."""
@@ -47,6 +47,6 @@ class Noise:
         keep their relative precision.
         """
         counters = torch.arange(1, vocab_size + 1, device=positions.device) * _GOLDEN
-        bits = _mix(self._keys(positions, stream)[..., None] + counters)
-        uniform = (_shifted(bits, 11).float() * 2.0**-53).clamp(2.0**-54, 1 - 2.0**-24)
-        return -torch.log(-torch.log1p(-uniform))
+        bits = _mix_(self._keys(positions, stream)[..., None] + counters)
+        minus_uniform = _shifted(bits, 11).float().mul_(-(2.0**-53)).clamp_(2.0**-24 - 1, -(2.0**-54))
+        return minus_uniform.log1p_().neg_().log_().neg_()
