@@ -63,16 +63,16 @@ def training_loss(
         contexts = torch.cat((contexts, draft_contexts), dim=1)
     ranked = tokens.gather(1, order.order)
     # The token of the last rank is seen by no query.
-    hidden = model.hidden(
+    logits = model(
         ranked[:, :-1],
         order.order[:, :-1],
         order.content_context()[:, :-1],
         order.order.gather(1, ranks),
         contexts,
-    )  # [B, S + D, E]
-    losses = F.cross_entropy(
-        model.logits(hidden).flatten(0, 1).float(), ranked.gather(1, ranks).flatten(), reduction="none"
-    ).view(ranks.shape)
+    )  # [B, S + D, V]
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), ranked.gather(1, ranks).flatten(), reduction="none").view(
+        ranks.shape
+    )
     drafted = losses[:, joint_count:]
     return Losses(losses[:, :joint_count].mean(), drafted.mean() if drafted.numel() else None)
 

@@ -4,18 +4,17 @@ Pre-LN blocks, GELU-tanh, fused qkv, biases and tied embeddings are GPT-2's. Wha
 give way to rotary ones (arXiv 2104.09864; keys turn by their own position, queries by the place to be predicted),
 and places to be predicted run through the same weights from one learned vector (two streams: XLNet, arXiv 1906.08237).
 
-Tokens come in rank order (see `asarm.order`), so that a mask is one integer a row: how many ranks it sees.
-
-Shapes: B rows of the batch, C content tokens, Q queries, R = C + Q, T visible ranks, E width, H heads, D = E / H,
-V vocabulary.
+Shapes: B rows of the batch, C content tokens, Q queries, R = C + Q, T visible ranks, E width, H heads, D = E / H.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from asarm.cache import KeyValueCache
+from asarm.models.backbone import AnyOrderModel
+from asarm.models.linear import linear
 
 
 class AnyOrderGPT2Config(PretrainedConfig):
@@ -76,16 +75,16 @@ class Attention(nn.Module):
     def keys_values(self, content: torch.Tensor, rotary) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, turned by their positions, and values of the content stream: [B, C, E] -> 2 x [B, H, C, D]."""
         width = content.shape[-1]
-        keys, values = F.linear(content, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        keys, values = linear(content, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
         return rotate(self.heads(keys), *rotary), self.heads(values)
 
     def attend(self, x, rotary, keys, values, visible, empty) -> torch.Tensor:
         """Rows x [B, R, E] read keys and values [B, H, T, D] where visible [B, 1, R, T]; empty [B, R, 1] read none."""
         width = x.shape[-1]
-        queries = rotate(self.heads(F.linear(x, self.qkv.weight[:width], self.qkv.bias[:width])), *rotary)
+        queries = rotate(self.heads(linear(x, self.qkv.weight[:width], self.qkv.bias[:width])), *rotary)
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)  # [B, H, R, D]
         out = out.transpose(1, 2).flatten(2).masked_fill(empty, 0.0)  # [B, R, E]
-        return self.proj(out)
+        return linear(out, self.proj.weight, self.proj.bias)
 
 
 class Block(nn.Module):
@@ -98,11 +97,12 @@ class Block(nn.Module):
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+        hidden = F.gelu(linear(self.ln_2(x), self.fc.weight, self.fc.bias), approximate="tanh")
+        return linear(hidden, self.proj.weight, self.proj.bias)
 
 
-class AnyOrderGPT2(PreTrainedModel):
-    """The two-stream GPT-2. See the module's docstring, and `forward` for the contract of every backbone."""
+class AnyOrderGPT2(AnyOrderModel):
+    """The two-stream GPT-2: see the module's docstring, and `AnyOrderModel` for the contract."""
 
     config_class = AnyOrderGPT2Config
     base_model_prefix = "model"
@@ -139,7 +139,6 @@ class AnyOrderGPT2(PreTrainedModel):
         self.wte = embeddings
 
     def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        """An empty cache for `batch` rows of at most `capacity` ranks."""
         config = self.config
         return KeyValueCache(
             config.n_layer,
@@ -160,7 +159,6 @@ class AnyOrderGPT2(PreTrainedModel):
         query_context: torch.Tensor,
         cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
-        """Final states of the query stream [B, Q, E]; arguments as in `forward`."""
         count = tokens.shape[1]
         x = torch.cat((self.wte(tokens), self.query_vector.expand(*query_positions.shape, -1)), dim=1)  # [B, R, E]
         cos, sin = rotary_table(
@@ -189,35 +187,8 @@ class AnyOrderGPT2(PreTrainedModel):
             x = x + block.mlp(x)
         return self.ln_f(x)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Final states [..., E] -> logits [..., V]; the mask token's is -inf, for it is never sampled."""
-        logits = F.linear(hidden, self.wte.weight)
-        if self.config.mask_token_id is not None:
-            logits[..., self.config.mask_token_id] = float("-inf")
-        return logits
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        content_context: torch.Tensor,
-        query_positions: torch.Tensor,
-        query_context: torch.Tensor,
-        cache: KeyValueCache | None = None,
-    ) -> torch.Tensor:
-        """One function evaluation: logits [B, Q, V] of the queries.
-
-        tokens, positions: [B, C] int64, known tokens in rank order and their places in the text. Without a cache they
-            have ranks 0..C-1; with one, row b's have ranks cache.lengths[b]..cache.lengths[b]+C-1.
-        content_context: [B, C] int64, how many ranks each of them sees, itself counted (at least 1).
-        query_positions: [B, Q] int64, the places to be predicted.
-        query_context: [B, Q] int64, how many ranks each query sees; 0 is allowed.
-        cache: takes the keys and values of the tokens; its lengths are left to the caller.
-
-        Where the context lets a row see fewer ranks than there are, the rest of the row is padding.
-        """
-        hidden = self.hidden(tokens, positions, content_context, query_positions, query_context, cache)
-        return self.logits(hidden)
+    def output_layer(self) -> tuple[torch.Tensor, None]:
+        return self.wte.weight, None
 
 
 AutoConfig.register(AnyOrderGPT2Config.model_type, AnyOrderGPT2Config)

@@ -15,11 +15,13 @@ S span (positions are below it), V vocabulary.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel, XLNetConfig
+from transformers import XLNetConfig
 from transformers.activations import ACT2FN
 
 from asarm.cache import KeyValueCache
 from asarm.errors import InputError
+from asarm.models.backbone import AnyOrderModel
+from asarm.models.linear import linear
 
 
 class AnyOrderXLNetConfig(XLNetConfig):
@@ -122,7 +124,7 @@ class RelativeAttention(nn.Module):
         dropped = self.dropout.p if self.training else 0.0
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=scores, dropout_p=dropped)
         out = out.transpose(1, 2).flatten(2).masked_fill(empty, 0.0)  # [B, R, H * D]
-        return self.layer_norm(x + self.dropout(F.linear(out, self.o.flatten(1))))
+        return self.layer_norm(x + self.dropout(linear(out, self.o.flatten(1))))
 
 
 class FeedForward(nn.Module):
@@ -135,8 +137,9 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.dropout(self.activation(self.layer_1(x)))
-        return self.layer_norm(x + self.dropout(self.layer_2(hidden)))
+        hidden = self.activation(linear(x, self.layer_1.weight, self.layer_1.bias))
+        out = linear(self.dropout(hidden), self.layer_2.weight, self.layer_2.bias)
+        return self.layer_norm(x + self.dropout(out))
 
 
 class Block(nn.Module):
@@ -157,8 +160,8 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
 
-class AnyOrderXLNet(PreTrainedModel):
-    """XLNet in rank order. See the module's docstring, and `forward` for the contract of every backbone."""
+class AnyOrderXLNet(AnyOrderModel):
+    """XLNet in rank order. See the module's docstring, and `AnyOrderModel` for the contract."""
 
     config_class = AnyOrderXLNetConfig
     base_model_prefix = "transformer"
@@ -189,7 +192,6 @@ class AnyOrderXLNet(PreTrainedModel):
         return self.lm_loss
 
     def new_cache(self, batch: int, capacity: int) -> PositionedCache:
-        """An empty cache for `batch` rows of at most `capacity` ranks. The weights must not change while it is used."""
         config = self.config
         return PositionedCache(config.n_layer, batch, config.n_head, capacity, config.d_head, self.device, self.dtype)
 
@@ -214,7 +216,6 @@ class AnyOrderXLNet(PreTrainedModel):
         query_context: torch.Tensor,
         cache: PositionedCache | None = None,
     ) -> torch.Tensor:
-        """Final states of the query stream [B, Q, E]; arguments as in `forward`."""
         batch, count = tokens.shape
         starts = self.transformer.mask_emb.expand(*query_positions.shape, -1)  # [B, Q, E]
         x = torch.cat((self.transformer.word_embedding(tokens), starts), dim=1)  # [B, R, E]
@@ -246,22 +247,5 @@ class AnyOrderXLNet(PreTrainedModel):
             x = block.ff(block.rel_attn.attend(x, keys, values, table, offsets, visible, empty))
         return self.transformer.dropout(x)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Final states [..., E] -> logits [..., V]; the mask token's is -inf, for it is never sampled."""
-        logits = self.lm_loss(hidden)
-        if self.config.mask_token_id is not None:
-            logits[..., self.config.mask_token_id] = float("-inf")
-        return logits
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        content_context: torch.Tensor,
-        query_positions: torch.Tensor,
-        query_context: torch.Tensor,
-        cache: PositionedCache | None = None,
-    ) -> torch.Tensor:
-        """One function evaluation: logits [B, Q, V] of the queries. Arguments as in `AnyOrderGPT2.forward`."""
-        hidden = self.hidden(tokens, positions, content_context, query_positions, query_context, cache)
-        return self.logits(hidden)
+    def output_layer(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.lm_loss.weight, self.lm_loss.bias

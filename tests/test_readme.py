@@ -1,0 +1,60 @@
+"""What the README says can be done is done here."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from asarm.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands(beginning: str) -> list[str]:
+    lines = "\n".join(blocks("bash")).splitlines()
+    return [line for line in lines if line.startswith(beginning)]
+
+
+def test_the_python_example_runs(capsys):
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.search(r"The old man.+ and smiled\. \| NFE \d+ of 9\n", printed, re.DOTALL), printed
+    assert re.search(r"log p\(gaps \| rest\) = -\d+", printed)
+
+
+@pytest.mark.parametrize("command", commands("python -m asarm infill"))
+def test_the_infill_example_runs(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["asarm", *shlex.split(command)[3:]])
+    assert main() == 0
+    assert "Once upon a time" in capsys.readouterr().out
+
+
+def test_there_is_an_infill_example():
+    assert commands("python -m asarm infill")
+
+
+@pytest.mark.parametrize("command", commands("bash "))
+def test_wrappers_exist(command):
+    assert (ROOT / command.split()[1]).is_file()
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_folders_in_the_layout_exist():
+    (layout,) = re.findall(r"## Layout\n\n```\n(.*?)```", README, re.DOTALL)
+    here = ROOT
+    for line in layout.splitlines():
+        names = re.match(r" *((?:[\w./]+ )*[\w./]+)(?:  |$)", line)[1].split()
+        here = ROOT / names[0] if not line.startswith(" ") else here
+        for name in names:
+            assert (here / name if line.startswith(" ") else ROOT / name).exists(), line
