@@ -13,23 +13,13 @@ import argparse
 import numpy as np
 import torch
 
-from asarm import SamplerConfig, load, log_prob, sample
-from asarm.data import pack, read_text, split_documents, text_files
+from asarm import SamplerConfig, load, sample
+from asarm.data import evenly, pack, read_text, split_documents, text_files
 from asarm.errors import InputError
-from asarm.evals.baselines import ngram_nll
+from asarm.evals.baselines import masked_nll, ngram_nll
 from asarm.objective import random_targets
 
 RATES = (0.15, 0.5, 0.95)
-
-
-def text_nll(model, tokens: torch.Tensor, rate: float) -> np.ndarray:
-    """Exact joint NLL of each text [n], in nats a masked token. The masks are those of `ngram_nll` with seed 0."""
-    target = random_targets(*tokens.shape, rate, torch.Generator().manual_seed(0))
-    scores = [
-        log_prob(model, part, ~hidden).sum(1)
-        for part, hidden in zip(tokens.split(8), target.split(8), strict=True)
-    ]  # fmt: skip
-    return (-torch.cat(scores) / target.sum(1)).numpy()
 
 
 def decoding_cost(model, tokens: torch.Tensor, rate: float, k: int) -> tuple[np.ndarray, list[float]]:
@@ -57,9 +47,8 @@ def main() -> None:
     train, held_out = (
         pack(part, tokenizer.eos_token_id, arguments.length) for part in split_documents(documents, arguments.held_out)
     )
-    chosen = held_out[np.linspace(0, len(held_out) - 1, min(arguments.num_texts, len(held_out))).astype(int)]
-    tokens = torch.from_numpy(chosen).long()
-    print(f"{len(tokens)} of {len(held_out)} held-out texts of {arguments.length} tokens\n")
+    chosen = evenly(held_out, arguments.num_texts)
+    print(f"{len(chosen)} of {len(held_out)} held-out texts of {arguments.length} tokens\n")
     print("| masked | model | NLL, nats a token | against the first |\n| --- | --- | ---: | ---: |")
     for model, name in zip(models, arguments.models, strict=True):
         if model.config.vocab_size != models[0].config.vocab_size:
@@ -67,12 +56,12 @@ def main() -> None:
     for rate in RATES:
         for table, value in ngram_nll(train, chosen, rate, models[0].config.vocab_size, seed=0).items():
             print(f"| {rate} | {table} | {value:.3f} | |")
-        scores = [text_nll(model, tokens, rate) for model in models]
+        scores = [masked_nll(model, chosen, rate, seed=0) for model in models]
         for name, score in zip(arguments.models, scores, strict=True):
             gap = score - scores[0]
             error = gap.std(ddof=1) / len(gap) ** 0.5
             print(f"| {rate} | {name} | {score.mean():.3f} | {gap.mean():+.4f} ± {error:.4f} |", flush=True)
-    decoded = tokens[np.linspace(0, len(tokens) - 1, min(arguments.num_decoded, len(tokens))).astype(int)]
+    decoded = torch.from_numpy(evenly(chosen, arguments.num_decoded)).long()
     print(f"\n| masked | model | tokens per NFE, k={arguments.k} | acceptance by index |\n| --- | --- | ---: | --- |")
     for rate in (0.5, 0.95):
         for model, name in zip(models, arguments.models, strict=True):

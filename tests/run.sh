@@ -6,4 +6,6 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$repo/src/scripts/environment.sh"
 use_environment test
 cd "$repo"
-exec "$python" -m pytest "$@"
+# One process a core, and one thread in each: the models of the tests are too small to share.
+export OMP_NUM_THREADS=1
+exec "$python" -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"

@@ -337,7 +337,7 @@ def test_options_override_the_preset():
         (["--text", "{tmp}/empty.txt"], "empty.txt is empty"),
         (["--text", "{tmp}/short.txt"], "less than one block of 64"),
         (["--text", "{tmp}/mask.txt"], "the text holds <mask>"),
-        (["--model", "{tmp}/none"], "cannot load"),
+        (["--model", "{tmp}/none"], "no model folder"),
         (["--model", "{tmp}/no weights"], "no weights"),
         (["--model", "{tmp}/corrupt"], "corrupt are damaged"),
         (["--model", "tiny-none"], "no bundled model 'tiny-none'"),

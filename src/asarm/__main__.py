@@ -21,7 +21,7 @@ def main() -> int:
         return 2
     try:
         importlib.import_module(f"asarm.cli.{arguments[0]}").main(arguments[1:])
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"asarm {arguments[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -70,6 +70,11 @@ def split_documents(documents: list[list[int]], held_out: float) -> tuple[list[l
     return [document[:cut] for document, cut in pairs], [document[cut:] for document, cut in pairs]
 
 
+def evenly(blocks: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the blocks [n, N], evenly spread."""
+    return blocks[np.linspace(0, len(blocks) - 1, min(count, len(blocks))).astype(int)]
+
+
 def batch_rows(blocks: int, index: int, batch: int, seed: int) -> np.ndarray:
     """Which blocks make up batch number `index`: [batch] int64. Each epoch has its own shuffle, made from the seed."""
     places = np.arange(index * batch, (index + 1) * batch)

@@ -19,6 +19,7 @@ from asarm import data
 from asarm.config import DraftLossConfig, MaskingConfig, ModelConfig, TrainingConfig
 from asarm.errors import InputError
 from asarm.evals.baselines import masked_nll, ngram_nll
+from asarm.evals.plots import plot_training
 from asarm.files import write_json, write_whole
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import load
@@ -60,6 +61,8 @@ class Trainer:
     def __init__(self, config: TrainingConfig, shape: ModelConfig, masking: MaskingConfig, draft: DraftLossConfig):
         self.config, self.masking, self.draft = config, masking, draft
         self.output = Path(config.output_dir)
+        if not config.resume and (self.output / "metrics.jsonl").exists():
+            raise InputError(f"{self.output} holds an earlier run: add --resume, or choose another output_dir")
         self.accelerator = Accelerator(mixed_precision="bf16" if config.bf16 else "no")
         set_seed(config.seed)
         texts = [data.read_text(path) for path in data.text_files(config.train_files)]
@@ -75,6 +78,7 @@ class Trainer:
             data.pack(part, self.tokenizer.eos_token_id, config.block_size)
             for part in data.split_documents(documents, config.held_out)
         )
+        self.scored = data.evenly(self.held_out, config.eval_blocks)
         self.model, self.optimizer = self.accelerator.prepare(model, new_optimizer(model, config))
         self.step = 0
         settings = [asdict(part) for part in (config, shape, masking, draft)]
@@ -115,8 +119,7 @@ class Trainer:
         self.model.eval()
         model = self.accelerator.unwrap_model(self.model)
         scores = {
-            f"nll_{rate}": masked_nll(model, self.held_out[: self.config.eval_blocks], rate, seed=0)
-            for rate in VALIDATION_RATES
+            f"nll_{rate}": float(masked_nll(model, self.scored, rate, seed=0).mean()) for rate in VALIDATION_RATES
         }
         self.model.train()
         return scores
@@ -152,8 +155,6 @@ class Trainer:
         config, start = self.config, time.time()
         if config.resume:
             self.load_checkpoint()
-        elif (self.output / "metrics.jsonl").exists():
-            raise InputError(f"{self.output} holds an earlier run: add --resume, or choose another output_dir")
         tokens_per_step = config.per_device_train_batch_size * config.gradient_accumulation_steps * config.block_size
         parameters = sum(p.numel() for p in self.model.parameters())
         logger.info(
@@ -182,7 +183,6 @@ class Trainer:
 
     def finish(self, scores: dict, parameters: int, tokens: int, seconds: float) -> dict:
         """Save weights and tokenizer to output_dir/model, metrics with baselines, and the loss curve."""
-        from asarm.evals.plots import plot_training
 
         def write(path: Path) -> None:
             self.accelerator.unwrap_model(self.model).save_pretrained(path)
@@ -192,9 +192,7 @@ class Trainer:
         baselines = {
             f"{name}_nll_{rate}": value
             for rate in VALIDATION_RATES
-            for name, value in ngram_nll(
-                self.train_blocks, self.held_out[: self.config.eval_blocks], rate, len(self.tokenizer), seed=0
-            ).items()
+            for name, value in ngram_nll(self.train_blocks, self.scored, rate, len(self.tokenizer), seed=0).items()
         }
         metrics = {
             "steps": self.step, "parameters": parameters, "tokens_trained_now": tokens, "seconds": seconds,

@@ -6,14 +6,13 @@ import torch
 from asarm.objective import log_prob, random_targets
 
 
-def masked_nll(model, blocks: np.ndarray, rate: float, seed: int, batch: int = 8) -> float:
-    """Mean negative joint log-density (nats a token) of `rate` of the tokens of blocks [n, N], given the rest."""
+def masked_nll(model, blocks: np.ndarray, rate: float, seed: int, batch: int = 8) -> np.ndarray:
+    """Negative joint log-density of `rate` of the tokens of each block, given the rest: [n, N] -> [n], nats a token."""
     tokens = torch.from_numpy(blocks).long()
     target = random_targets(*tokens.shape, rate, torch.Generator().manual_seed(seed))
-    total = 0.0
-    for rows in torch.arange(len(tokens)).split(batch):
-        total -= log_prob(model, tokens[rows].to(model.device), ~target[rows].to(model.device)).sum().item()
-    return total / int(target.sum())
+    parts = zip(tokens.split(batch), target.split(batch), strict=True)
+    scores = [log_prob(model, part.to(model.device), ~masked.to(model.device)).sum(1) for part, masked in parts]
+    return (-torch.cat(scores).cpu() / target.sum(1)).numpy()
 
 
 def ngram_nll(
