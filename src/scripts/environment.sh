@@ -8,8 +8,6 @@
 
 venv="${repo:?is set by the script that sources this}/.venv"
 export PYTHONPATH="$repo/src${PYTHONPATH:+:$PYTHONPATH}"
-# Threads that spin while they wait make small networks several times slower where cores are shared.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
 has_packages() { # PYTHON [EXTRA...]: does it have what pyproject.toml asks for?
     "$1" "$repo/src/scripts/has_packages.py" "${@:2}" 2>/dev/null
