@@ -19,6 +19,7 @@ from asarm.data import read_text
 from asarm.errors import InputError
 from asarm.evals import decoding, judges, stats
 from asarm.evals.decoding import DecodingEvalConfig, choose_texts, evaluate
+from asarm.files import read_json_lines
 from asarm.models.load import load_model
 from asarm.text import decode
 
@@ -50,7 +51,7 @@ def finished(tmp_path_factory, settings):
 
 
 def lines_of(folder):
-    return stats.read_samples(folder / "samples.jsonl")
+    return read_json_lines(folder / "samples.jsonl")
 
 
 def without_times(lines):

@@ -144,6 +144,16 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, monkeypatch):
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+def test_resuming_before_the_first_line_of_metrics(tmp_path):
+    """A checkpoint may be older than the first logged step."""
+    config, *rest = settings(tmp_path, max_steps=2, logging_steps=50)
+    Trainer(config, *rest).run()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    config.resume = True
+    Trainer(config, *rest).run()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("nll_0.5") == 1
+
+
 def test_training_can_start_from_a_model(tmp_path):
     config, *rest = settings(tmp_path)
     first = Trainer(config, *rest).run()

@@ -20,7 +20,7 @@ from asarm.config import DraftLossConfig, MaskingConfig, ModelConfig, TrainingCo
 from asarm.errors import InputError
 from asarm.evals.baselines import masked_nll, ngram_nll
 from asarm.evals.plots import plot_training
-from asarm.files import write_json, write_whole
+from asarm.files import read_json_lines, write_json, write_json_lines, write_whole
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import load
 from asarm.objective import training_loss
@@ -141,9 +141,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         metrics = self.output / "metrics.jsonl"
-        lines = [line for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]  # later steps are run again
-        write_whole(metrics, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+        # Later steps are run again.
+        write_json_lines(metrics, [line for line in read_json_lines(metrics) if line["step"] <= self.step])
         logger.info("resumed at step %d", self.step)
 
     def record(self, line: dict) -> None:

@@ -23,8 +23,8 @@ from asarm.data import pack, read_text
 from asarm.errors import InputError
 from asarm.evals.judges import Judge, load_judge
 from asarm.evals.plots import plot_decoding
-from asarm.evals.stats import read_samples, summarise, table
-from asarm.files import write_json, write_whole
+from asarm.evals.stats import summarise, table
+from asarm.files import read_json_lines, write_json, write_json_lines, write_whole
 from asarm.models.load import load
 from asarm.provenance import provenance
 from asarm.sampling import sample
@@ -244,13 +244,12 @@ def plan(config: DecodingEvalConfig, count: int) -> list[Unit]:
 
 def unfinished(path: Path, units: list[Unit]) -> list[Unit]:
     """The units whose lines are not all in samples.jsonl. Torn lines and lines of torn units are removed from it."""
-    samples = read_samples(path)
+    samples = read_json_lines(path)
     lines = {}
     for line in samples:
         lines.setdefault((line["variant"], line["batch"]), []).append(line)
     done = {(u.variant.name, u.batch) for u in units if len(lines.get((u.variant.name, u.batch), [])) == len(u.rows)}
-    kept = [json.dumps(line) + "\n" for line in samples if (line["variant"], line["batch"]) in done]
-    write_whole(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+    write_json_lines(path, [line for line in samples if (line["variant"], line["batch"]) in done])
     return [unit for unit in units if (unit.variant.name, unit.batch) not in done]
 
 
@@ -334,7 +333,7 @@ def evaluate(config: DecodingEvalConfig) -> dict:
 
 def report(output: Path) -> dict:
     """metrics.json, table.md and plots of a finished run, from its result files."""
-    metrics = summarise(read_samples(output / "samples.jsonl"))
+    metrics = summarise(read_json_lines(output / "samples.jsonl"))
     about = json.loads((output / "config.json").read_text(encoding="utf-8"))
     write_json(output / "metrics.json", metrics | about)
     write_whole(output / "table.md", lambda path: path.write_text(table(metrics), encoding="utf-8"))

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from asarm.evals.stats import read_samples
+from asarm.files import read_json_lines
 
 COLOURS = {"sequential": "C0", "assd-self": "C1", "assd-ngram": "C2", "parallel": "C3"}
 
@@ -17,7 +17,7 @@ COLOURS = {"sequential": "C0", "assd-self": "C1", "assd-ngram": "C2", "parallel"
 def plot_training(folder: str | Path) -> Path:
     """Loss and held-out NLL against the step, from metrics.jsonl: `curve.png`."""
     folder = Path(folder)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_json_lines(folder / "metrics.jsonl")
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for key, label in (("joint", "training, joint loss"), ("draft", "training, draft loss")):
         points = [(line["step"], line[key]) for line in lines if line.get(key)]
@@ -36,7 +36,7 @@ def plot_decoding(folder: str | Path) -> list[Path]:
     """Histograms by variant, from samples.jsonl, and NFE against k, if there was a sweep, from metrics.json."""
     folder = Path(folder)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    samples = read_samples(folder / "samples.jsonl")
+    samples = read_json_lines(folder / "samples.jsonl")
     # Runs of a sweep over k are left to the other plot.
     groups = {name: [s for s in samples if s["variant"] == name == s["sampler"]] for name in metrics["variants"]}
     groups = {name: group for name, group in groups.items() if group}

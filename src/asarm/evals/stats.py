@@ -1,27 +1,13 @@
 """From the lines of `samples.jsonl` to means, paired tests and tables. Nothing here knows of models."""
 
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from asarm.errors import InputError
-
 BASELINE = "sequential"
 # Differences that count as none: 5 % of the perplexity (gen_nll is its logarithm), and 0.05 bits of entropy.
 MARGINS = {"gen_nll": math.log(1.05), "entropy": 0.05}
-
-
-def read_samples(path: str | Path) -> list[dict]:
-    """The lines of a samples.jsonl. A last line without its end, left by an interrupted run, is dropped."""
-    path = Path(path)
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): choose another output_dir, or delete it") from error
 
 
 def mean_se(values) -> dict[str, float | int | None]:
