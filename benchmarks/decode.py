@@ -1,32 +1,39 @@
-"""Cost of decoding: the cached sampler beside the same model that recomputes every token in every evaluation.
+"""Cost of decoding beside the plain way of the field, and beside a left-to-right model with its cache.
 
-    python benchmarks/decode.py [--models tiny-text base] [--lengths 128 512]
+    python benchmarks/decode.py [--models tiny-text gpt2-base xlnet-base] [--lengths 128 512]
 
-`base` is a random model of GPT-2's shape (12 layers x 768); names and folders are loaded. The recomputing model is the
-reference way of the field: each evaluation runs all N tokens of the text through the content stream, whatever is
-known; queries are only those asked for. It is timed over `--reference_nfe` evaluations (they all cost the same), and
-its seconds a text are that times the evaluations the text takes. The cached sampler decodes whole texts. Both run in
-turn in one process; batch 1, 95 % masked, the texts are random tokens (the bundled model's acceptance on real text
-stands in the evaluation's results).
+`gpt2-base` and `xlnet-base` are random models of 12 layers x 768; other names are loaded. The reference recomputes
+every token of the text in every evaluation: for XLNet it is the paper's samplers on `transformers`' own model with the
+same weights (tests/reference.py), for our GPT-2 the same samplers without a key/value cache. It is timed over a few
+evaluations (they all cost the same), and its seconds a text are that times the evaluations the text takes. Texts are
+random tokens, 95 % masked, batch 1 unless said otherwise; everything is run in turn in one process.
 """
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, XLNetLMHeadModel
 
 from asarm.config import SamplerConfig
 from asarm.files import write_json
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import load
+from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.objective import random_targets
 from asarm.provenance import provenance
-from asarm.sampling import sample
+from asarm.sampling import SampleResult, sample
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from reference import Chance, reference_assd, reference_sequential
+
+K = 5
 SAMPLERS = {
     "sequential": SamplerConfig(sampler="sequential"),
-    "assd self, k=5": SamplerConfig(k=5),
-    "assd ngram, k=5": SamplerConfig(draft="ngram", k=5),
+    f"assd self, k={K}": SamplerConfig(k=K),
+    f"assd ngram, k={K}": SamplerConfig(draft="ngram", k=K),
 }
 
 
@@ -53,7 +60,7 @@ class Recomputing:
     def __init__(self, model):
         self.model, self.config, self.device = model, model.config, model.device
 
-    def new_cache(self, batch: int, capacity: int) -> TokenCache:
+    def new_cache(self, batch: int, capacity: int, span: int) -> TokenCache:
         return TokenCache(batch, capacity, self.device)
 
     def __call__(self, tokens, positions, content_context, query_positions, query_context, cache):
@@ -68,60 +75,197 @@ class Recomputing:
         )
 
 
-def text(length: int, targets: int, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A random text [1, N] with so many targets: tokens, given, target."""
+def make_model(name: str):
+    """A random model of base shape, or a loaded one."""
+    torch.manual_seed(0)
+    if name == "gpt2-base":
+        return AnyOrderGPT2(AnyOrderGPT2Config(mask_token_id=50257)).eval()
+    if name == "xlnet-base":
+        shape = {"d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072, "vocab_size": 32000}
+        return AnyOrderXLNet(AnyOrderXLNetConfig(**shape, mask_token_id=6)).eval()
+    return load(name)[0]
+
+
+def text(length: int, targets: int, vocab_size: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random texts [B, N] with so many targets each: tokens, given, target."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(5, vocab_size, (1, length), generator=generator)
-    target = random_targets(1, length, targets / length, generator)
+    tokens = torch.randint(7, vocab_size, (batch, length), generator=generator)
+    target = random_targets(batch, length, targets / length, generator)
     return tokens, ~target, target
 
 
-def measure(model, length: int, config: SamplerConfig, reference_nfe: int) -> dict[str, float]:
-    """Milliseconds an evaluation and seconds a text, cached and recomputing, and how many times faster that is."""
-    masked = length - int(0.05 * length) - 1
-    sample(model, *text(length, 8, model.config.vocab_size), config, [0])  # warm-up
-    cached = sample(model, *text(length, masked, model.config.vocab_size), config, [0])
-    recomputing = Recomputing(model)
-    few = text(length, reference_nfe, model.config.vocab_size)
-    sample(recomputing, *text(length, 2, model.config.vocab_size), config, [0])
-    reference = sample(recomputing, *few, config, [0])
-    nfe = int(cached.nfe)
-    reference_ms = 1e3 * reference.seconds / int(reference.nfe)
-    return {
-        "nfe": nfe,
-        "cached_ms": 1e3 * cached.seconds / nfe,
-        "cached_s": cached.seconds,
-        "reference_ms": reference_ms,
-        "reference_s": reference_ms * nfe / 1e3,
-        "times_faster": reference_ms * nfe / 1e3 / cached.seconds,
-    }
+def masked(length: int) -> int:
+    """Targets of a text of which 95 % are masked, as in the paper."""
+    return length - int(0.05 * length) - 1
+
+
+def decode(model, length: int, config: SamplerConfig, batch: int = 1) -> SampleResult:
+    """Whole texts, 95 % masked, after a warm-up of a few targets."""
+    vocab_size = model.config.vocab_size
+    sample(model, *text(length, 8, vocab_size, batch), config, range(batch))
+    return sample(model, *text(length, masked(length), vocab_size, batch), config, range(batch))
+
+
+def xlnet_twin(model: AnyOrderXLNet) -> XLNetLMHeadModel:
+    """`transformers`' own model with the same weights (shared, not copied)."""
+    twin = XLNetLMHeadModel(model.config).eval()
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin
+
+
+def reference_ms(model, twin, length: int, config: SamplerConfig, evaluations: int) -> float | None:
+    """Milliseconds of one evaluation in the plain way, over at least so many of them; None where there is none."""
+    if twin is None:
+        plain = Recomputing(model)
+        sample(plain, *text(length, 2, model.config.vocab_size), config, [0])
+        result = sample(plain, *text(length, evaluations, model.config.vocab_size), config, [0])
+        return 1e3 * result.seconds / int(result.nfe)
+    if config.draft == "ngram" and config.sampler == "assd":
+        return None
+
+    def run(targets: int) -> int:
+        tokens, given, _ = text(length, targets, model.config.vocab_size)
+        arguments = (twin, tokens[0], given[0], model.config.mask_token_id, Chance(torch.Generator().manual_seed(0)))
+        if config.sampler == "sequential":
+            return reference_sequential(*arguments).nfe
+        return reference_assd(*arguments, k=config.k).nfe
+
+    run(2)
+    start = time.perf_counter()
+    return 1e3 / run(evaluations) * (time.perf_counter() - start) if evaluations else None
+
+
+def acceptance_to_match(iteration: float, token: float, k: int) -> float | None:
+    """From which acceptance of the uncertain drafts one iteration is faster than a left-to-right model.
+
+    iteration, token: times of one iteration of assd and of one token of the other model. An iteration lands the sure
+    first token and one more, and a further one for each acceptance in a row: 1 + sum of a^j over j = 0..k-2. None
+    where even full acceptance does not pay.
+    """
+    wanted = iteration / token
+
+    def landed(a: float) -> float:
+        return 1 + sum(a**j for j in range(k - 1))
+
+    if landed(1.0) < wanted:
+        return None
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if landed(middle) >= wanted else (middle, high)
+    return high
+
+
+@torch.inference_mode()
+def causal_ms(length: int) -> float:
+    """Milliseconds a token of `transformers`' GPT-2 (12 x 768) with its cache, sampling from left to right."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config()).eval()
+    count = masked(length)
+    prompt = torch.randint(0, 50000, (1, length - count))
+    options = {"do_sample": True, "top_k": 0, "pad_token_id": 50256, "eos_token_id": None}
+    model.generate(prompt, max_new_tokens=4, **options)
+    start = time.perf_counter()
+    out = model.generate(prompt, max_new_tokens=count, **options)
+    return 1e3 * (time.perf_counter() - start) / (out.shape[1] - prompt.shape[1])
+
+
+def show(*cells) -> None:
+    """One row of a Markdown table; nothing is shown for None, and floats with three digits."""
+    shown = ("-" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
+    print("| " + " | ".join(shown) + " |", flush=True)
+
+
+def compare_with_reference(models: dict, lengths: list[int], evaluations: int) -> list[dict]:
+    """Table 1: the samplers beside the plain way."""
+    show("model", "N", "sampler", "NFE", "ms/NFE", "s/text", "reference ms/NFE", "s/text", "times as fast")
+    show("---", "---:", "---", *["---:"] * 6)
+    rows = []
+    for name, model in models.items():
+        twin = xlnet_twin(model) if isinstance(model, AnyOrderXLNet) else None
+        for length in lengths:
+            for sampler, config in SAMPLERS.items():
+                result = decode(model, length, config)
+                nfe, slow = int(result.nfe), reference_ms(model, twin, length, config, evaluations)
+                row = {
+                    "model": name, "length": length, "sampler": sampler, "nfe": nfe,
+                    "ms": 1e3 * result.seconds / nfe, "seconds": result.seconds, "reference_ms": slow,
+                    "reference_seconds": slow and slow * nfe / 1e3,
+                    "times_as_fast": slow and slow * nfe / 1e3 / result.seconds,
+                }  # fmt: skip
+                rows.append(row)
+                show(*row.values())
+    return rows
+
+
+def compare_batches(models: dict, length: int, batch: int) -> list[dict]:
+    """Table 2: tokens per second of a batch beside those of one text."""
+    show("model", "N", "sampler", "tokens/s, batch 1", f"tokens/s, batch {batch}", "times as many")
+    show("---", "---:", "---", *["---:"] * 3)
+    rows = []
+    for name, model in models.items():
+        for sampler, config in SAMPLERS.items():
+            rates = []
+            for size in (1, batch):
+                result = decode(model, length, config, size)
+                rates.append(int(result.targets.sum()) / result.seconds)
+            row = {"model": name, "length": length, "sampler": sampler, "one": rates[0], "batch": rates[1]}
+            rows.append(row | {"times": rates[1] / rates[0]})
+            show(*rows[-1].values())
+    return rows
+
+
+def compare_with_causal(models: dict, length: int, rounds: int) -> list[dict]:
+    """Table 3: any order beside left to right, and the acceptance from which assd is the faster one."""
+    show("model", "N", "ms/token, sequential", "ms/token, GPT-2 left to right", "ratio", f"ms/iteration, k={K}",
+         "assd faster from acceptance")  # fmt: skip
+    show("---", *["---:"] * 6)
+    times: dict[str, list[float]] = {"causal": []}
+    iterations: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        times["causal"].append(causal_ms(length))
+        for name, model in models.items():
+            result = decode(model, length, SAMPLERS["sequential"])
+            times.setdefault(name, []).append(1e3 * result.seconds / int(result.targets))
+            result = decode(model, length, SAMPLERS[f"assd self, k={K}"])
+            iterations.setdefault(name, []).append(1e3 * result.seconds / int(result.proposed[0, 0]))
+    rows = []
+    causal = min(times["causal"])
+    for name in models:
+        token, iteration = min(times[name]), min(iterations[name])
+        row = {"model": name, "length": length, "sequential_ms": token, "causal_ms": causal, "ratio": token / causal,
+               "iteration_ms": iteration, "acceptance": acceptance_to_match(iteration, causal, K)}  # fmt: skip
+        rows.append(row)
+        show(*row.values())
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["tiny-text", "base"])
+    parser.add_argument("--models", nargs="+", default=["tiny-text", "gpt2-base", "xlnet-base"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 512])
-    parser.add_argument("--reference_nfe", type=int, default=16, help="evaluations of the recomputing model to time")
+    parser.add_argument("--reference_nfe", type=int, default=16, help="evaluations of the reference to time")
+    parser.add_argument("--batch", type=int, default=8, help="batch of the second table")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of the third table; the fastest counts")
+    parser.add_argument("--tables", nargs="+", default=["reference", "batch", "causal"])
     parser.add_argument("--output", help="also write the numbers to this JSON file")
     arguments = parser.parse_args()
-    start, rows = time.time(), []
-    print("| model | N | sampler | NFE | cached ms/NFE | cached s/text | recomputing ms/NFE | s/text | faster |")
-    print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in arguments.models:
-        shape = AnyOrderGPT2Config(mask_token_id=50257)
-        model = AnyOrderGPT2(shape).eval() if name == "base" else load(name)[0]
-        for length in arguments.lengths:
-            for sampler, config in SAMPLERS.items():
-                row = measure(model, length, config, arguments.reference_nfe)
-                rows.append({"model": name, "length": length, "sampler": sampler} | row)
-                print(
-                    f"| {name} | {length} | {sampler} | {row['nfe']} | {row['cached_ms']:.1f} | {row['cached_s']:.2f} "
-                    f"| {row['reference_ms']:.1f} | {row['reference_s']:.1f} | {row['times_faster']:.1f}x |",
-                    flush=True,
-                )
-    print(f"\n{provenance()['device']}, float32, {time.time() - start:.0f} s in all")
+    start, numbers = time.time(), {}
+    models = {name: make_model(name) for name in arguments.models}
+    base = {name: model for name, model in models.items() if name.endswith("-base")}
+    longest = max(arguments.lengths)
+    if "reference" in arguments.tables:
+        numbers["reference"] = compare_with_reference(models, arguments.lengths, arguments.reference_nfe)
+        print()
+    if "batch" in arguments.tables:
+        numbers["batch"] = compare_batches(base, longest, arguments.batch)
+        print()
+    if "causal" in arguments.tables:
+        numbers["causal"] = compare_with_causal(base, longest, arguments.rounds)
+        print()
+    print(f"{provenance()['device']}, {torch.get_num_threads()} threads, float32, {time.time() - start:.0f} s in all")
     if arguments.output:
-        write_json(arguments.output, {"rows": rows} | provenance())
+        write_json(arguments.output, numbers | provenance())
 
 
 if __name__ == "__main__":

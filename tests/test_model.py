@@ -57,7 +57,7 @@ def test_cached_logits_through_random_histories():
         tokens, given, target = random_texts(3, 14, 20, seed=history)
         order = rank_order(given, target)
         ranked, contexts = tokens.gather(1, order.order), order.content_context()
-        cache, committed = model.new_cache(3, 14), order.prompt_length.clone()
+        cache, committed = model.new_cache(3, 14, 14), order.prompt_length.clone()
         while (committed < order.length).any():
             ahead = torch.randint(0, 4, (3,), generator=generator)
             upto = torch.minimum(committed + ahead, order.length)
@@ -103,7 +103,7 @@ def test_nothing_to_see_is_a_law_too():
     alone = model(none, none, none, place, zero)
     tokens, positions = torch.tensor([[1, 2]]), torch.tensor([[0, 2]])
     beside = model(tokens, positions, torch.tensor([[2, 2]]), place, zero)
-    cached = model(none, none, none, place, zero, model.new_cache(1, 3))
+    cached = model(none, none, none, place, zero, model.new_cache(1, 3, 64))
     assert alone[..., :-1].isfinite().all()
     assert alone[0, 0, -1] == -torch.inf
     torch.testing.assert_close(alone, beside)

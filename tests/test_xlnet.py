@@ -147,7 +147,7 @@ class History:
         self.prompt_length = torch.randint(1, length, (3,), generator=self.generator)
         self.ranked = torch.randint(0, model.config.vocab_size, self.order.shape, generator=self.generator)
         self.decoded = self.prompt_length.clone()
-        self.cache = model.new_cache(3, length)
+        self.cache = model.new_cache(3, length, length)
 
     def random(self, low: int, high: int, size: tuple[int, ...]) -> torch.Tensor:
         return torch.randint(low, high, size, generator=self.generator)
@@ -209,7 +209,7 @@ def test_places_past_the_cache_capacity(tiny):
     _, model = tiny
     tokens, order = torch.tensor([[8, 9, 10, 11]]), torch.tensor([[2, 5, 30, 90]])
     expected = joint(model, tokens, order, torch.tensor([1]))
-    cache = model.new_cache(1, 4)
+    cache = model.new_cache(1, 4, 91)
     for rank in range(3):
         cache.set_lengths(torch.tensor([rank]))
         now, later = slice(rank, rank + 1), slice(rank + 1, rank + 2)
@@ -285,7 +285,7 @@ def test_a_query_with_nothing_to_see_is_finite_and_depends_on_nothing(tiny):
     tokens = torch.tensor([[8, 9, 10], [11, 12, 13]])
     positions, content = torch.tensor([[0, 1, 2], [4, 5, 6]]), torch.tensor([[1, 2, 3], [1, 2, 3]])
     assert torch.allclose(model(tokens, positions, content, queries, nothing), alone)
-    cache = model.new_cache(2, 3)
+    cache = model.new_cache(2, 3, 10)
     assert torch.allclose(model(none, none, none, queries, nothing, cache), alone)
 
 

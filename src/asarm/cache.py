@@ -11,16 +11,20 @@ class KeyValueCache:
     """Ragged key/value cache of one batch.
 
     Row b holds its first `lengths[b]` ranks; what lies behind is scratch and never seen, because every reader says
-    how many ranks it sees.
+    how many ranks it sees. static: readers get all slots, whatever they see, so that no shape depends on the data.
     """
 
-    def __init__(self, layers: int, batch: int, heads: int, capacity: int, head_dim: int, device, dtype):
+    def __init__(self, layers: int, batch: int, heads: int, capacity: int, head_dim: int, device, dtype, static=False):
         # One slot more than the capacity takes the writes of padded rows that would run past the end.
         shape = (batch, heads, capacity + 1, head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
-        self.capacity = capacity
+        self.capacity, self.static = capacity, static
+
+    def seen(self, context: torch.Tensor) -> int:
+        """How many slots to read (at least 1) for rows that see `context` ranks each."""
+        return self.capacity if self.static else max(int(context.max()), 1)
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put keys and values [B, H, C, D] of the next C ranks behind each row's length (which stays as it is)."""
@@ -38,6 +42,10 @@ class KeyValueCache:
     def set_lengths(self, lengths: torch.Tensor) -> None:
         """Commit or roll back: from now on row b holds its first `lengths[b]` ranks. lengths: [B] int64."""
         self.lengths = lengths.clone()
+
+    def row_tensors(self) -> list[torch.Tensor]:
+        """All tensors whose first axis is the batch, but the lengths."""
+        return [*self.keys, *self.values]
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Drop all rows of the batch but `rows` [B'] (indices), in that order."""

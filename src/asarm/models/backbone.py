@@ -15,8 +15,11 @@ from asarm.models.linear import linear
 class AnyOrderModel(PreTrainedModel):
     """A two-stream model in rank order. Its config has `vocab_size`, `n_positions` and `mask_token_id`."""
 
-    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        """An empty cache for `batch` rows of at most `capacity` ranks. The weights must not change while it is used."""
+    def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> KeyValueCache:
+        """An empty cache for `batch` rows of at most `capacity` ranks, all at positions below `span`.
+
+        static: see `KeyValueCache`. The weights must not change while the cache is used.
+        """
         raise NotImplementedError
 
     def hidden(

@@ -138,17 +138,9 @@ class AnyOrderGPT2(AnyOrderModel):
     def set_input_embeddings(self, embeddings):
         self.wte = embeddings
 
-    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        config = self.config
-        return KeyValueCache(
-            config.n_layer,
-            batch,
-            config.n_head,
-            capacity,
-            config.n_embd // config.n_head,
-            self.device,
-            self.dtype,
-        )
+    def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> KeyValueCache:
+        config, width = self.config, self.config.n_embd // self.config.n_head
+        return KeyValueCache(config.n_layer, batch, config.n_head, capacity, width, self.device, self.dtype, static)
 
     def hidden(
         self,
@@ -168,15 +160,15 @@ class AnyOrderGPT2(AnyOrderModel):
         )  # [B, 1, R, D / 2]
         context = torch.cat((content_context, query_context), dim=1)  # [B, R]
         # With nothing to see at all one scratch key stands in, and `empty` wipes out what was read from it.
-        seen = count if cache is None else int(context.max())
-        visible = torch.arange(max(seen, 1), device=x.device) < context.clamp(min=1)[:, None, :, None]  # [B, 1, R, T]
+        seen = max(count, 1) if cache is None else cache.seen(context)
+        visible = torch.arange(seen, device=x.device) < context.clamp(min=1)[:, None, :, None]  # [B, 1, R, T]
         empty = (context == 0)[..., None]  # [B, R, 1]
         for index, block in enumerate(self.blocks):
             normed = block.ln_1(x)
             keys, values = block.attn.keys_values(normed[:, :count], (cos[:, :, :count], sin[:, :, :count]))
             if cache is not None:
                 cache.write(index, keys, values)
-                keys, values = cache.read(index, max(seen, 1))
+                keys, values = cache.read(index, seen)
             elif count == 0:
                 keys = values = x.new_zeros(len(x), block.attn.n_head, 1, cos.shape[-1] * 2)
             if index == len(self.blocks) - 1:

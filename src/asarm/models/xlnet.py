@@ -61,18 +61,24 @@ def sinusoids(span: int, config: AnyOrderXLNetConfig, device) -> torch.Tensor:
 
 
 class PositionedCache(KeyValueCache):
-    """A cache that also holds the position of each rank, and the offset tables of the model that it was made for."""
+    """A cache that also holds the position of each rank.
 
-    def __init__(self, layers: int, batch: int, heads: int, capacity: int, head_dim: int, device, dtype):
-        super().__init__(layers, batch, heads, capacity, head_dim, device, dtype)
+    tables: each layer's projected offsets [H, D, 2S-1], made once for the model and the span S of this cache.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int, int], tables: list[torch.Tensor], device, dtype, static: bool):
+        super().__init__(*shape, device, dtype, static)
+        _, batch, _, capacity, _ = shape
         self.positions = torch.zeros(batch, capacity + 1, dtype=torch.long, device=device)
-        self.span = 0
-        self.tables: list[torch.Tensor] = []
+        self.tables = tables
 
     def write_positions(self, positions: torch.Tensor) -> None:
         """Put positions [B, C] of the next C ranks behind each row's length, as `write` does with keys and values."""
         slots = self.lengths[:, None] + torch.arange(positions.shape[1], device=positions.device)  # [B, C]
         self.positions.scatter_(1, slots.clamp(max=self.capacity), positions)
+
+    def row_tensors(self) -> list[torch.Tensor]:
+        return [*super().row_tensors(), self.positions]
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         super().keep_rows(rows)
@@ -191,21 +197,15 @@ class AnyOrderXLNet(AnyOrderModel):
     def get_output_embeddings(self):
         return self.lm_loss
 
-    def new_cache(self, batch: int, capacity: int) -> PositionedCache:
+    def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> PositionedCache:
         config = self.config
-        return PositionedCache(config.n_layer, batch, config.n_head, capacity, config.d_head, self.device, self.dtype)
+        shape = (config.n_layer, batch, config.n_head, capacity, config.d_head)
+        return PositionedCache(shape, self.offset_tables(span), self.device, self.dtype, static)
 
-    def offset_tables(self, last: int, cache: PositionedCache | None) -> tuple[list[torch.Tensor], int]:
-        """Each layer's table [H, D, 2S-1] of projected offsets and its span S, beyond the position `last`."""
-        if cache is not None and cache.span > last:
-            return cache.tables, cache.span
-        # A cache's span at least doubles when it must grow: places left out of the text may lie past its capacity.
-        span = last + 1 if cache is None else max(last + 1, cache.capacity, 2 * cache.span)
+    def offset_tables(self, span: int) -> list[torch.Tensor]:
+        """Each layer's table [H, D, 2S-1] of projected offsets between positions below the span S."""
         waves = sinusoids(span, self.config, self.device)
-        tables = [block.rel_attn.table(waves) for block in self.transformer.layer]
-        if cache is not None:
-            cache.tables, cache.span = tables, span
-        return tables, span
+        return [block.rel_attn.table(waves) for block in self.transformer.layer]
 
     def hidden(
         self,
@@ -222,18 +222,18 @@ class AnyOrderXLNet(AnyOrderModel):
         x = self.transformer.dropout(x)
         row_positions = torch.cat((positions, query_positions), dim=1)  # [B, R]
         context = torch.cat((content_context, query_context), dim=1)  # [B, R]
-        most_seen, last = torch.stack((context.max(), row_positions.max())).tolist()
         # With nothing to see at all one scratch key stands in, and `empty` wipes out what was read from it.
-        seen = max(count if cache is None else most_seen, 1)
+        seen = max(count, 1) if cache is None else cache.seen(context)
         visible = torch.arange(seen, device=x.device) < context.clamp(min=1)[:, None, :, None]  # [B, 1, R, T]
         empty = (context == 0)[..., None]  # [B, R, 1]
         if cache is not None:
             cache.write_positions(positions)
-            key_positions = cache.positions[:, :seen]
+            key_positions, tables = cache.positions[:, :seen], cache.tables
         else:
             key_positions = positions if count else positions.new_zeros(batch, 1)  # [B, T]
-        tables, span = self.offset_tables(last, cache)
-        offsets = row_positions[:, :, None] - key_positions[:, None, :] + (span - 1)  # [B, R, T], 0..2S-2
+            tables = self.offset_tables(int(row_positions.max()) + 1)
+        middle = tables[0].shape[-1] // 2  # where the offset is 0
+        offsets = row_positions[:, :, None] - key_positions[:, None, :] + middle  # [B, R, T], 0..2S-2
         for index, (block, table) in enumerate(zip(self.transformer.layer, tables, strict=True)):
             keys, values = block.rel_attn.keys_values(x[:, :count])
             if cache is not None:

@@ -28,7 +28,7 @@ class Decoding:
         self.contexts = F.pad(order.content_context()[:, :width], (0, window))
         self.rows = torch.arange(len(tokens), device=device)
         self.noise = Noise(torch.tensor(list(seeds), dtype=torch.long, device=device))
-        self.cache = model.new_cache(len(tokens), width)
+        self.cache = model.new_cache(len(tokens), width, tokens.shape[1])
         self.result = SampleResult(
             tokens=tokens.clone(),
             nfe=torch.zeros(len(tokens), dtype=torch.long),
