@@ -59,18 +59,19 @@ class Recomputing:
 
     def __init__(self, model):
         self.model, self.config, self.device = model, model.config, model.device
+        self.logits = model.logits
 
     def new_cache(self, batch: int, capacity: int, span: int) -> TokenCache:
         return TokenCache(batch, capacity, self.device)
 
-    def __call__(self, tokens, positions, content_context, query_positions, query_context, cache):
+    def hidden(self, tokens, positions, content_context, query_positions, query_context, cache):
         slots = cache.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         slots = slots.clamp(max=cache.tokens.shape[1] - 1)
         cache.tokens.scatter_(1, slots, tokens)
         cache.positions.scatter_(1, slots, positions)
         cache.contexts.scatter_(1, slots, content_context)
         kept = slice(0, cache.tokens.shape[1] - 1)
-        return self.model(
+        return self.model.hidden(
             cache.tokens[:, kept], cache.positions[:, kept], cache.contexts[:, kept], query_positions, query_context
         )
 

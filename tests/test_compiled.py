@@ -17,6 +17,7 @@ SETTINGS = {
     "sequential": SamplerConfig(sampler="sequential"),
     "assd self": SamplerConfig(k=5, temperature=0.8),
     "assd ngram": SamplerConfig(draft="ngram", coupling="gumbel", k=7),
+    "fused": SamplerConfig(sampler="fused", k=3),
     "parallel": SamplerConfig(sampler="parallel", steps=3),
 }
 BACKBONES = pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet])
@@ -64,7 +65,7 @@ def test_static_steps_write_the_same_texts_with_few_shapes(backbone, uncompiled)
     assert len(uncompiled) > 200
     assert {rows for rows, _, _ in uncompiled} == {1, 2, 4, 8}
     assert {2, 4, 8} <= {tokens for _, tokens, _ in uncompiled} <= {2, 4, 8, 16, 32}  # the widest are short prompts
-    assert all(tokens == queries for _, tokens, queries in uncompiled)
+    assert {2, 4, 8} <= {queries for _, _, queries in uncompiled} <= {2, 4, 8, 16, 32, 64}
 
 
 @BACKBONES

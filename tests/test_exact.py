@@ -72,6 +72,7 @@ EXACT = [{"sampler": "sequential"}] + [
     for draft, k in (("self", 3), ("ngram", 2))
     for coupling in ("residual", "gumbel")
 ]
+EXACT += [{"sampler": "fused", "coupling": coupling, "k": 2} for coupling in ("residual", "gumbel")]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -17,18 +17,19 @@ def option(default, text: str):
 class SamplerConfig:
     """How targets are filled. See `asarm.sampling`."""
 
-    sampler: str = option("assd", "sequential, assd or parallel (the last is not exact)")
+    sampler: str = option("assd", "sequential, assd, fused or parallel (the last is not exact)")
     draft: str = option("self", "what proposes tokens in assd: self (the model) or ngram (a bigram table)")
     coupling: str = option("residual", "how drafts meet the target law: residual or gumbel")
-    k: int = option(5, "tokens drafted in one iteration of assd")
+    k: int = option(5, "tokens drafted in one iteration of assd or fused")
     steps: int = option(16, "network calls of the parallel sampler")
     temperature: float = option(1.0, "divides the logits")
     tolerance: float = option(0.0, "accept with min(1, p/q + tolerance); above 0 the law is no longer exact")
 
     def __post_init__(self):
-        _check(self.sampler in ("sequential", "assd", "parallel"), f"unknown sampler {self.sampler!r}")
+        _check(self.sampler in ("sequential", "assd", "fused", "parallel"), f"unknown sampler {self.sampler!r}")
         _check(self.draft in ("self", "ngram"), f"unknown draft {self.draft!r}: choose self or ngram")
         _check(self.coupling in ("residual", "gumbel"), f"unknown coupling {self.coupling!r}: residual or gumbel")
+        _check(self.sampler != "fused" or self.draft == "self", "fused drafts by the model itself: use draft self")
         _check(self.k >= 1, f"k must be at least 1, not {self.k}")
         _check(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
         _check(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")

@@ -1,9 +1,8 @@
 """Decoding steps of static shape, so that `torch.compile` and CUDA graphs can replay them.
 
 A decoding step is bound by the launching of its kernels, then by reading the weights: more rows cost next to nothing.
-So tokens and queries are filled up to one width, rows to one batch size (powers of two both), all slots of the cache
-are read, and the few shapes that remain are compiled once and, on a GPU, recorded as CUDA graphs. Long prompts are
-read in the ordinary way.
+So tokens, queries and rows are filled up to powers of two, all slots of the cache are read, and the few shapes that
+remain are compiled once and, on a GPU, recorded as CUDA graphs. Long prompts are read in the ordinary way.
 """
 
 import logging
@@ -16,7 +15,7 @@ from asarm.errors import InputError
 
 logger = logging.getLogger(__name__)
 CHOICES = ("auto", "on", "off")
-NARROWEST, WIDEST = 2, 32  # tokens or queries: compilers make a case of its own of 1; more is no decoding step
+FEWEST, MOST_TOKENS, MOST_QUERIES = 2, 32, 64  # compilers make a case of its own of 1; more is no decoding step
 SLOTS = 64  # capacities are rounded up to a multiple, so that texts of like lengths share what was compiled
 
 
@@ -34,7 +33,7 @@ def compiled_for_decoding(model, choice: str = "auto"):
 
 def power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()
+    return 1 << max(0, number - 1).bit_length()
 
 
 class FilledCache:
@@ -71,7 +70,7 @@ class CompiledModel:
         self.model, self.config, self.device = model, model.config, model.device
         # Shapes are symbolic: one compilation serves all of them. On a GPU each is recorded as a CUDA graph besides.
         self.mode = "reduce-overhead" if model.device.type == "cuda" else "default"
-        self.step = torch.compile(model.forward, dynamic=True, fullgraph=True, mode=self.mode)
+        self.step = torch.compile(model.hidden, dynamic=True, fullgraph=True, mode=self.mode)
         self.caches: dict[tuple[int, int, int], KeyValueCache] = {}
 
     def static_cache(self, batch: int, capacity: int, span: int) -> KeyValueCache:
@@ -91,19 +90,26 @@ class CompiledModel:
 
         return FilledCache(self, batch, rounded(capacity), rounded(span))
 
-    def __call__(self, tokens, positions, content_context, query_positions, query_context, cache=None):
-        """Logits [B, Q, V]. Arguments as in `AnyOrderModel.hidden`; without a cache there is nothing to replay."""
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As in `AnyOrderModel`."""
+        return self.model.logits(hidden)
+
+    def __call__(self, *arguments, **keywords) -> torch.Tensor:
+        """As in `AnyOrderModel`."""
+        return self.logits(self.hidden(*arguments, **keywords))
+
+    def hidden(self, tokens, positions, content_context, query_positions, query_context, cache=None) -> torch.Tensor:
+        """As in `AnyOrderModel`; without a cache there is nothing to replay."""
         if cache is None:
-            return self.model(tokens, positions, content_context, query_positions, query_context)
+            return self.model.hidden(tokens, positions, content_context, query_positions, query_context)
         batch, queries = query_positions.shape
         inner = cache.inner
         rows = len(inner.lengths) - batch
-        longest = max(tokens.shape[1], queries)
-        static = longest <= WIDEST
-        width = max(NARROWEST, power_of_two(longest)) if static else 0
+        static = tokens.shape[1] <= MOST_TOKENS and queries <= MOST_QUERIES
 
         def filled(part: torch.Tensor, value: int) -> torch.Tensor:
-            return F.pad(part, (0, max(0, width - part.shape[1]), 0, rows), value=value)
+            width = max(FEWEST, power_of_two(part.shape[1])) if static else part.shape[1]
+            return F.pad(part, (0, width - part.shape[1], 0, rows), value=value)
 
         # What is filled in sees one slot, whatever it holds, and writes behind the lengths.
         arguments = (
@@ -114,19 +120,19 @@ class CompiledModel:
             filled(query_context, 1),
             inner,
         )
-        logits = self.replay(arguments) if static else self.model(*arguments)
-        return logits[:batch, :queries]
+        states = self.replay(arguments) if static else self.model.hidden(*arguments)
+        return states[:batch, :queries]
 
     def replay(self, arguments) -> torch.Tensor:
         """The compiled step, or the model itself from the first failure of the compiler on."""
         if self.step is None:
-            return self.model(*arguments)
+            return self.model.hidden(*arguments)
         try:
             if self.mode == "reduce-overhead":
-                torch.compiler.cudagraph_mark_step_begin()  # the logits of the step before were used up
+                torch.compiler.cudagraph_mark_step_begin()  # the states of the step before were used up
             return self.step(*arguments)
         except Exception as error:  # compilers raise everything there is
             reason = str(error).strip().splitlines() or [type(error).__name__]
             logger.warning("decoding without torch.compile, which failed here: %s", reason[0])
             self.step = None
-            return self.model(*arguments)
+            return self.model.hidden(*arguments)

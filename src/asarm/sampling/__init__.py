@@ -6,12 +6,18 @@ from collections.abc import Sequence
 import torch
 
 from asarm.config import SamplerConfig
+from asarm.sampling.fused import sample_fused
 from asarm.sampling.parallel import sample_parallel
 from asarm.sampling.result import SampleResult, TraceStep
 from asarm.sampling.sequential import sample_sequential
 from asarm.sampling.speculative import sample_speculative
 
-SAMPLERS = {"sequential": sample_sequential, "assd": sample_speculative, "parallel": sample_parallel}
+SAMPLERS = {
+    "sequential": sample_sequential,
+    "assd": sample_speculative,
+    "fused": sample_fused,
+    "parallel": sample_parallel,
+}
 
 __all__ = ["SampleResult", "TraceStep", "sample"]
 

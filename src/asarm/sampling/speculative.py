@@ -22,7 +22,7 @@ def sample_speculative(model, tokens, given, target, config, seeds, trace) -> Sa
         drafts, log_q, log_p, evaluations = draft_and_verify(state, ranks, size, noise)
         window = Window(log_p, log_q, drafts, size, positions, noise)
         accepted, following = COUPLINGS[config.coupling](window, state.noise, config.tolerance)
-        _settle_window(state, window, accepted, following, evaluations)
+        state.settle_window(drafts, size, accepted, following, accepted < size, evaluations)
     return state.result
 
 
@@ -48,17 +48,3 @@ def _ngram_window(state: Decoding, ranks, size, noise):
     state.place(ranks, drafts)
     log_p = state.log_probs(state.decoded + size - 1, ranks, ranks)
     return drafts, log_q, log_p, torch.ones_like(size)
-
-
-def _settle_window(state: Decoding, window: Window, accepted, following, evaluations) -> None:
-    """Book the verdicts, put the replacement in the place of the first rejected draft, and move on."""
-    rejected = accepted < window.size
-    place = (state.decoded + accepted)[:, None]
-    kept = state.tokens.gather(1, place)
-    state.place(place, torch.where(rejected[:, None], following[:, None], kept))
-    index = torch.arange(window.drafts.shape[1], device=accepted.device)
-    kept_drafts = index < accepted[:, None]  # [B, K]
-    judged = (index <= accepted[:, None]) & (index < window.size[:, None])
-    state.count(judged, kept_drafts)
-    state.record(window.drafts, window.size, accepted, rejected.long())
-    state.settle(accepted, rejected.long(), evaluations)

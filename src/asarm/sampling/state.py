@@ -11,21 +11,23 @@ from asarm.sampling.result import SampleResult, TraceStep
 class Decoding:
     """The unfinished rows of a batch (B shrinks as rows are done), and the results of all of them.
 
-    tokens, positions: [B, W + slack] int64 in rank order; ranks behind a row's end are scratch.
+    tokens, positions: [B, W + ahead] int64 in rank order; ranks behind a row's end are scratch.
     decoded: [B] int64, ranks whose tokens are settled. total: [B] int64, ranks of the whole text.
     rows: [B] int64, which row of the input each one is.
     """
 
-    def __init__(self, model, tokens, given, target, config, seeds, window: int, trace: bool):
+    def __init__(self, model, tokens, given, target, config, seeds, window: int, trace: bool, ahead: int | None = None):
+        """window: most drafts judged at once. ahead: most ranks, from the next one on, asked for at once."""
         order = rank_order(given, target)
         device = tokens.device
         self.model, self.temperature = model, config.temperature
         self.total, self.decoded = order.length, order.prompt_length.clone()
         width = int(self.total.max())
-        # A window that starts at the last rank may write `window` tokens.
-        self.positions = F.pad(order.order[:, :width], (0, window))
-        self.tokens = F.pad(tokens.gather(1, order.order)[:, :width], (0, window))
-        self.contexts = F.pad(order.content_context()[:, :width], (0, window))
+        # Those asked for at the last rank lie behind the row's end.
+        scratch = (0, window if ahead is None else ahead)
+        self.positions = F.pad(order.order[:, :width], scratch)
+        self.tokens = F.pad(tokens.gather(1, order.order)[:, :width], scratch)
+        self.contexts = F.pad(order.content_context()[:, :width], scratch)
         self.rows = torch.arange(len(tokens), device=device)
         self.noise = Noise(torch.tensor(list(seeds), dtype=torch.long, device=device))
         self.cache = model.new_cache(len(tokens), width, tokens.shape[1])
@@ -47,14 +49,14 @@ class Decoding:
         """The next `count` ranks of each row, those behind its end included: [B, count] int64."""
         return self.decoded[:, None] + torch.arange(count, device=self.rows.device)
 
-    def log_probs(self, upto: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
-        """One function evaluation: the laws [B, Q, V] (log, float32) of the tokens at `ranks` given `contexts` ranks.
+    def states(self, upto: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+        """One function evaluation: the final states [B, Q, E] of queries for `ranks` that see `contexts` ranks.
 
         upto: [B] int64; content up to this rank goes to the cache, drafts included. ranks, contexts: [B, Q] int64.
         """
         start = self.cache.lengths
         index = start[:, None] + torch.arange(int((upto - start).max()), device=upto.device)  # [B, C]
-        logits = self.model(
+        states = self.model.hidden(
             self.tokens.gather(1, index),
             self.positions.gather(1, index),
             self.contexts.gather(1, index).minimum(upto[:, None]),
@@ -63,16 +65,38 @@ class Decoding:
             self.cache,
         )
         self.cache.set_lengths(upto)
-        return torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        return states
+
+    def laws(self, states: torch.Tensor) -> torch.Tensor:
+        """The laws (log, float32) of the tokens at queries with these final states: [B, Q, E] -> [B, Q, V]."""
+        return torch.log_softmax(self.model.logits(states).float() / self.temperature, dim=-1)
+
+    def log_probs(self, upto: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+        """One function evaluation: the laws [B, Q, V] of the tokens at `ranks`; arguments as in `states`."""
+        return self.laws(self.states(upto, ranks, contexts))
 
     def place(self, ranks: torch.Tensor, tokens: torch.Tensor) -> None:
         """Write tokens [B, K] at ranks [B, K], as drafts: nothing is settled."""
         self.tokens.scatter_(1, ranks, tokens)
 
-    def settle(self, accepted: torch.Tensor, added: torch.Tensor, evaluations: torch.Tensor) -> None:
+    def settle_window(self, drafts, size, accepted, following, added, evaluations) -> torch.Tensor:
+        """The first accepted [B] of the drafts [B, K], of which size [B] were judged, are decoded.
+
+        So is the token following [B] behind them, in rows where added [B] bool. evaluations: [B] int64, what it cost.
+        Returns the rows that go on, as `settle`.
+        """
+        place = (self.decoded + accepted)[:, None]
+        self.place(place, torch.where(added[:, None], following[:, None], self.tokens.gather(1, place)))
+        index = torch.arange(drafts.shape[1], device=accepted.device)
+        self.count((index <= accepted[:, None]) & (index < size[:, None]), index < accepted[:, None])
+        self.record(drafts, size, accepted, added.long())
+        return self.settle(accepted, added.long(), evaluations)
+
+    def settle(self, accepted: torch.Tensor, added: torch.Tensor, evaluations: torch.Tensor) -> torch.Tensor:
         """accepted [B] drafts and added [B] other tokens behind them are decoded, at the cost of evaluations [B].
 
         What the cache holds of the accepted drafts stays; what it may hold behind them belongs to rejected ones.
+        Returns the indices [B'] of the rows that go on; those that are done are in the result.
         """
         self.cache.set_lengths(torch.minimum(self.cache.lengths, self.decoded + accepted))
         self.decoded = self.decoded + accepted + added
@@ -80,6 +104,7 @@ class Decoding:
         done = self.decoded >= self.total
         if done.any():
             self._take_out(done)
+        return (~done).nonzero()[:, 0]
 
     def _take_out(self, done: torch.Tensor) -> None:
         """Finished rows go to the result and out of the batch, where they would only cost time."""
