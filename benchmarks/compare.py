@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from asarm import SamplerConfig, load, sample
-from asarm.data import evenly, pack, read_text, split_documents, text_files
+from asarm.config import DataConfig
+from asarm.data import blocks, evenly, local_corpus
 from asarm.errors import InputError
 from asarm.evals.baselines import masked_nll, ngram_nll
 from asarm.objective import random_targets
@@ -32,7 +33,7 @@ def decoding_cost(model, tokens: torch.Tensor, rate: float, k: int) -> tuple[np.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="bundled names, folders or Hub repositories")
+    parser.add_argument("models", nargs="+", help="bundled names, folders or Hub repositories (REPOSITORY@REVISION)")
     parser.add_argument("--train_files", nargs="+", required=True, help="as in training")
     parser.add_argument("--held_out", type=float, default=0.02, help="as in training")
     parser.add_argument("--length", type=int, default=512, help="tokens a text")
@@ -41,12 +42,10 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=5)
     arguments = parser.parse_args()
 
-    models, tokenizers = zip(*map(load, arguments.models), strict=True)
-    tokenizer = tokenizers[0]
-    documents = [tokenizer(read_text(path), verbose=False)["input_ids"] for path in text_files(arguments.train_files)]
-    train, held_out = (
-        pack(part, tokenizer.eos_token_id, arguments.length) for part in split_documents(documents, arguments.held_out)
-    )
+    models, codecs = zip(*(load(*name.split("@")) for name in arguments.models), strict=True)
+    codec = codecs[0]
+    source = DataConfig(train_files=arguments.train_files, held_out=arguments.held_out)
+    train, held_out = (blocks(part, arguments.length) for part in local_corpus(source, codec))
     chosen = evenly(held_out, arguments.num_texts)
     print(f"{len(chosen)} of {len(held_out)} held-out texts of {arguments.length} tokens\n")
     print("| masked | model | NLL, nats a token | against the first |\n| --- | --- | ---: | ---: |")

@@ -23,9 +23,9 @@ def model():
 @pytest.fixture(scope="module")
 def passages():
     """50 passages of WikiText's test part (of the sample text, where there is no WikiText): tokens [50, 64]."""
-    tokenizer = load("tiny-text")[1]
+    codec = load("tiny-text")[1]
     text = read_text(WIKITEXT if WIKITEXT.exists() else ROOT / "eval_datasets" / "sample_text.txt")
-    blocks = pack([tokenizer(text, verbose=False)["input_ids"]], tokenizer.eos_token_id, LENGTH)
+    blocks = pack([codec.encode(text)], codec.eos_token_id, LENGTH)
     return torch.from_numpy(blocks[:: max(1, len(blocks) // PASSAGES)][:PASSAGES]).long()
 
 

@@ -20,8 +20,7 @@ from asarm.errors import InputError
 from asarm.evals import decoding, judges, stats
 from asarm.evals.decoding import DecodingEvalConfig, choose_texts, evaluate
 from asarm.files import read_json_lines
-from asarm.models.load import load_model
-from asarm.text import decode
+from asarm.models.load import AsArm, load
 
 NUM_TEXTS, LENGTH, BATCH = 5, 32, 2
 
@@ -79,14 +78,14 @@ def test_every_text_is_decoded_once_by_every_variant(finished):
 
 def test_visible_tokens_stay(finished, settings, tiny_folder):
     config = DecodingEvalConfig(output_dir="unused", **settings)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    texts = choose_texts(read_text(config.text), tokenizer, config)
+    codec = load(tiny_folder)[1]
+    texts = choose_texts(read_text(config.text), codec, config)
     for line in lines_of(finished):
         row = texts.index.index(line["index"])
         tokens, given = texts.tokens[row].tolist(), texts.given[row].tolist()
-        assert line["visible"] == decoding.visible_text(tokenizer, tokens, given)
+        assert line["visible"] == decoding.visible_text(codec, tokens, given)
         for token, seen in zip(tokens, given, strict=True):
-            piece = decode(tokenizer, [token])
+            piece = codec.decode([token])
             assert not seen or "\ufffd" in piece or piece in line["text"]
 
 
@@ -165,10 +164,10 @@ def test_gumbel_coupling_gives_the_sequential_text(settings, tmp_path):
 
 
 def test_texts_and_masks_depend_on_seed_and_block_alone(settings, tiny_folder, sample_text):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    codec = load(tiny_folder)[1]
 
     def chosen(**change):
-        return choose_texts(sample_text * 3, tokenizer, DecodingEvalConfig(output_dir="x", **(settings | change)))
+        return choose_texts(sample_text * 3, codec, DecodingEvalConfig(output_dir="x", **(settings | change)))
 
     few, many, other = chosen(num_texts=2), chosen(num_texts=5), chosen(num_texts=5, seed=1)
     assert many.index[:2] == few.index
@@ -199,7 +198,7 @@ def test_variants_take_turns():
 
 
 def test_self_judge_is_the_left_to_right_law(tiny_folder):
-    model = load_model(tiny_folder)
+    model = AsArm.from_pretrained(tiny_folder)
     tokens = torch.randint(3, model.config.vocab_size, (2, 6), generator=torch.Generator().manual_seed(0))
     place = torch.arange(6).expand(2, -1)
     total = torch.zeros(2)

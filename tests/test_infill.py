@@ -12,7 +12,7 @@ from asarm.cli import trace
 from asarm.cli.infill import main, print_text
 from asarm.errors import InputError
 from asarm.models import bundled
-from asarm.models.load import load_tokenizer
+from asarm.models.load import load
 from asarm.sampling import TraceStep
 from asarm.text import Span
 
@@ -31,8 +31,8 @@ def infill(tiny_folder, capsys):
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tiny_folder):
-    return load_tokenizer(tiny_folder)
+def codec(tiny_folder):
+    return load(tiny_folder)[1]
 
 
 def test_text_and_cost(infill):
@@ -100,12 +100,12 @@ def test_trace_has_a_line_for_each_step_and_ends_in_the_text(infill, options):
     assert open_places[-1] == 0
 
 
-def test_frames_show_verdicts(tokenizer):
+def test_frames_show_verdicts(codec):
     """Two drafts accepted, the third replaced, a fourth not judged; then the last place is drawn without a draft."""
-    before, a, b, c, d, after, wrong, unjudged = tokenizer.convert_tokens_to_ids(list("<abcd>xy"))
+    before, a, b, c, d, after, wrong, unjudged = codec.tokenizer.convert_tokens_to_ids(list("<abcd>xy"))
     steps = [TraceStep([1, 2, 3, 4], [a, b, wrong, unjudged], 2, [(3, c)]), TraceStep([], [], 0, [(4, d)])]
     target = [False, True, True, True, True, False]
-    first, second = trace.frames(tokenizer, [before, a, b, c, d, after], target, steps)
+    first, second = trace.frames(codec, [before, a, b, c, d, after], target, steps)
     assert first == [
         ("<", "prompt"),
         ("ab", "accepted"),
@@ -139,13 +139,13 @@ def test_terminal_shows_filled_text_in_bold():
     assert console.file.getvalue() == "a\x1b[1;4m [b]\x1b[0mc\n"
 
 
-def test_terminal_replays_the_trace_in_colours(tokenizer, monkeypatch):
+def test_terminal_replays_the_trace_in_colours(codec, monkeypatch):
     pauses = []
     monkeypatch.setattr(trace.time, "sleep", pauses.append)
-    good, bad, better = (tokenizer.encode(letter)[0] for letter in "xyz")
+    good, bad, better = (codec.encode(letter)[0] for letter in "xyz")
     steps = [TraceStep([0, 1], [good, bad], 1, [(1, better)])]
     console = terminal()
-    trace.show_trace(console, tokenizer, [good, better], [True, True], steps)
+    trace.show_trace(console, codec, [good, better], [True, True], steps)
     printed = console.file.getvalue()
     assert "\x1b[1;32mx\x1b[0m\x1b[9;31my\x1b[0m\x1b[1;33mz\x1b[0m" in printed
     assert "step 1 of 1: 1 of 2 drafts accepted" in printed

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel
 
 from asarm.errors import InputError
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
-from asarm.models.load import load, load_model
+from asarm.models.load import AsArm, load
 from asarm.order import rank_order
 
 
@@ -125,7 +125,7 @@ def test_save_and_load(tmp_path):
     model = tiny_gpt2(20)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
-    loaded = load_model(tmp_path)
+    loaded = AsArm.from_pretrained(tmp_path)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, atol=0, rtol=0)
     assert isinstance(AutoModel.from_pretrained(tmp_path), AnyOrderGPT2)
@@ -135,29 +135,29 @@ def test_save_and_load(tmp_path):
 
 def test_loading_says_what_is_wrong(tmp_path):
     model = tiny_gpt2(20)
-    with pytest.raises(InputError, match="cannot load"):
-        load_model(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no model folder"):
+        AsArm.from_pretrained(tmp_path / "nowhere")
     model.config.save_pretrained(tmp_path / "no_weights")
     with pytest.raises(InputError, match="cannot load"):
-        load_model(tmp_path / "no_weights")
+        AsArm.from_pretrained(tmp_path / "no_weights")
     model.save_pretrained(tmp_path / "torn")
     weights = tmp_path / "torn" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"damaged|cannot load"):
-        load_model(tmp_path / "torn")
+        AsArm.from_pretrained(tmp_path / "torn")
     bigger = tiny_gpt2(20, n_layer=3)
     model.save_pretrained(tmp_path / "other")
     bigger.config.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match=r"blocks\.2"):
-        load_model(tmp_path / "other")
+        AsArm.from_pretrained(tmp_path / "other")
 
 
 def test_a_model_and_its_tokenizer(tiny_folder, tmp_path):
-    model, tokenizer = load(tiny_folder)
-    assert model.config.mask_token_id == tokenizer.mask_token_id
+    model, codec = load(tiny_folder)
+    assert model.config.mask_token_id == codec.mask_token_id
     with pytest.raises(InputError, match="no model folder"):
         load(tmp_path / "nowhere")
-    tokenizer.save_pretrained(tmp_path)
+    codec.save_pretrained(tmp_path)
     tiny_gpt2(20).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="does not belong"):
         load(tmp_path)

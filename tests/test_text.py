@@ -4,40 +4,27 @@ import json
 import shutil
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import XLNetTokenizer
+from xlnet_tokenizer import train_xlnet_tokenizer
 
+from asarm.codec import TextCodec
 from asarm.errors import InputError
-from asarm.models.load import load_tokenizer
-from asarm.text import decode, label_spans, parse_gaps
+from asarm.models.load import load, load_tokenizer
+from asarm.text import label_spans, parse_gaps
 
 
 @pytest.fixture(scope="session")
 def byte_level(tiny_folder):
-    return load_tokenizer(tiny_folder)
+    return load(tiny_folder)[1]
 
 
 @pytest.fixture(scope="session")
 def sentence_piece(sample_text):
-    """An XLNet tokenizer with a small Unigram vocabulary."""
-    special = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
-    unigram = Tokenizer(models.Unigram())
-    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
-    unigram.train_from_iterator(
-        [sample_text],
-        trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False),
-    )
-    vocabulary = json.loads(unigram.to_str())["model"]["vocab"]
-    return XLNetTokenizer(vocab=[(token, score) for token, score in vocabulary])
+    return TextCodec(train_xlnet_tokenizer(sample_text, 120))
 
 
 @pytest.fixture(params=["byte_level", "sentence_piece"])
-def tokenizer(request):
+def codec(request):
     return request.getfixturevalue(request.param)
-
-
-def encode(tokenizer, text):
-    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def gap_sizes(gaps):
@@ -46,17 +33,17 @@ def gap_sizes(gaps):
     return [len(run) for run in marks.split()]
 
 
-def test_gaps_become_masks_of_the_given_or_default_size(tokenizer):
-    gaps = parse_gaps("Once upon a time ___ lived in a ___5.", tokenizer, default_gap_tokens=8)
+def test_gaps_become_masks_of_the_given_or_default_size(codec):
+    gaps = parse_gaps("Once upon a time ___ lived in a ___5.", codec, default_gap_tokens=8)
     assert gap_sizes(gaps) == [8, 5]
-    assert (gaps.tokens[gaps.target] == tokenizer.mask_token_id).all()
-    assert (gaps.tokens[gaps.given] != tokenizer.mask_token_id).all()
+    assert (gaps.tokens[gaps.target] == codec.mask_token_id).all()
+    assert (gaps.tokens[gaps.given] != codec.mask_token_id).all()
     assert (gaps.given == ~gaps.target).all()
     assert gaps.tokens.dtype.is_signed
     assert (
         gaps.tokens[gaps.given].tolist()
-        == [token for text in ("Once upon a time", " lived in a") for token in encode(tokenizer, text)]
-        + encode(tokenizer, "castle.")[-1:]
+        == [token for text in ("Once upon a time", " lived in a") for token in codec.encode(text)]
+        + codec.encode("castle.")[-1:]
     )
 
 
@@ -89,25 +76,25 @@ def test_what_is_a_gap(byte_level, text, sizes):
         ["the bear", ",", " who", " was", " old", "e", "r."],
     ],
 )
-def test_filling_the_gaps_gives_the_text(tokenizer, pieces):
+def test_filling_the_gaps_gives_the_text(codec, pieces):
     """Tokens of the fillings in the place of the masks decode to what a person would write."""
     text, fillings = pieces[0], []
     for filling, right in zip(pieces[1::2], pieces[2::2], strict=True):
         # At the start of a text and after a space there are tokens for words, elsewhere one for each letter.
         word = filling.startswith(" ") or not text
-        tokens = encode(tokenizer, filling) if word else tokenizer.convert_tokens_to_ids(list(filling))
+        tokens = codec.encode(filling) if word else codec.tokenizer.convert_tokens_to_ids(list(filling))
         text += " " * filling.startswith(" ") + f"___{len(tokens)}" + right
         fillings += tokens
-    gaps = parse_gaps(text, tokenizer, default_gap_tokens=8)
+    gaps = parse_gaps(text, codec, default_gap_tokens=8)
     tokens = gaps.tokens.clone()
     tokens[gaps.target] = tokens.new_tensor(fillings)
-    assert decode(tokenizer, tokens.tolist()) == "".join(pieces)
+    assert codec.decode(tokens.tolist()) == "".join(pieces)
 
 
-def test_a_gap_between_words_leaves_the_other_tokens_as_they_were(tokenizer):
-    whole = encode(tokenizer, "Once upon a time there lived in a forest an old bear")
-    there = len(encode(tokenizer, " there"))
-    gaps = parse_gaps(f"Once upon a time ___{there} lived in a forest an old bear", tokenizer, default_gap_tokens=8)
+def test_a_gap_between_words_leaves_the_other_tokens_as_they_were(codec):
+    whole = codec.encode("Once upon a time there lived in a forest an old bear")
+    there = len(codec.encode(" there"))
+    gaps = parse_gaps(f"Once upon a time ___{there} lived in a forest an old bear", codec, default_gap_tokens=8)
     first = gaps.target.tolist().index(True)
     assert gaps.tokens[gaps.given].tolist() == whole[:first] + whole[first + there :]
 
@@ -115,7 +102,7 @@ def test_a_gap_between_words_leaves_the_other_tokens_as_they_were(tokenizer):
 def test_one_space_belongs_to_the_gap(byte_level):
     for text, left in (("a ___", "a"), ("a  ___", "a "), ("a\n    ___", "a\n   "), ("a\n___", "a\n"), ("a___", "a")):
         gaps = parse_gaps(text, byte_level, default_gap_tokens=1)
-        assert decode(byte_level, gaps.tokens[gaps.given].tolist()) == left
+        assert byte_level.decode(gaps.tokens[gaps.given].tolist()) == left
 
 
 @pytest.mark.parametrize(
@@ -141,22 +128,22 @@ def test_a_text_may_be_as_long_as_the_model(byte_level):
     assert len(parse_gaps("a ___127", byte_level, default_gap_tokens=8, max_length=128).tokens) == 128
 
 
-def test_spans_joined_are_the_text(tokenizer, sample_text):
-    tokens = encode(tokenizer, sample_text)
+def test_spans_joined_are_the_text(codec, sample_text):
+    tokens = codec.encode(sample_text)
     labels = ["filled" if index % 5 < 2 else "prompt" for index in range(len(tokens))]
-    spans = label_spans(tokenizer, tokens, labels)
-    assert "".join(span.text for span in spans) == decode(tokenizer, tokens)
+    spans = label_spans(codec, tokens, labels)
+    assert "".join(span.text for span in spans) == codec.decode(tokens)
     assert len(spans) > len(tokens) // 4
 
 
 def test_spans_name_the_origin_of_each_piece(byte_level):
-    tokens = encode(byte_level, "Once upon") + encode(byte_level, " a time")
-    labels = ["prompt"] * len(encode(byte_level, "Once upon")) + ["filled"] * len(encode(byte_level, " a time"))
+    tokens = byte_level.encode("Once upon") + byte_level.encode(" a time")
+    labels = ["prompt"] * len(byte_level.encode("Once upon")) + ["filled"] * len(byte_level.encode(" a time"))
     assert label_spans(byte_level, tokens, labels) == [("Once upon", "prompt"), (" a time", "filled")]
 
 
 def test_a_cut_inside_a_character_is_moved_to_its_left(byte_level):
-    tokens = encode(byte_level, "x\u20ac")  # the euro sign: three bytes, a token each
+    tokens = byte_level.encode("x\u20ac")  # the euro sign: three bytes, a token each
     assert len(tokens) == 4
     assert label_spans(byte_level, tokens, ["prompt", "prompt", "filled", "filled"]) == [
         ("x", "prompt"),

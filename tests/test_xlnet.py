@@ -17,7 +17,7 @@ from transformers import (
 from asarm.config import SamplerConfig
 from asarm.errors import InputError
 from asarm.models import load
-from asarm.models.load import load_model, load_tokenizer
+from asarm.models.load import AsArm, load_tokenizer
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.sampling import sample
 from asarm.sampling.noise import REPLACEMENT, TOKEN, VERDICT, Noise
@@ -344,7 +344,7 @@ def change_weights(path, change) -> None:
 @torch.inference_mode()
 def test_a_checkpoint_goes_there_and_back(folder, tmp_path):
     assert len(list(folder.glob("*.safetensors"))) > 2
-    reference, model = XLNetLMHeadModel.from_pretrained(folder).eval(), load_model(folder)
+    reference, model = XLNetLMHeadModel.from_pretrained(folder).eval(), AsArm.from_pretrained(folder)
     assert model.config.mask_token_id == load_tokenizer(folder).mask_token_id
     assert not model.training
     model.save_pretrained(tmp_path)
@@ -353,7 +353,7 @@ def test_a_checkpoint_goes_there_and_back(folder, tmp_path):
     returned, report = XLNetLMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    again = load_model(tmp_path)  # without a tokenizer: the config now knows the mask token
+    again = AsArm.from_pretrained(tmp_path)  # without a tokenizer: the config now knows the mask token
     assert again.config.mask_token_id == model.config.mask_token_id
     order, prompt_length = random_orders(5, 6, torch.Generator().manual_seed(9))
     ranked = torch.randint(0, 300, order.shape, generator=torch.Generator().manual_seed(10))
@@ -370,51 +370,51 @@ def test_weights_need_not_be_tied(tmp_path):
     reference.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"mask_token_id": MASK}))
-    assert torch.equal(load_model(tmp_path).lm_loss.weight, reference.lm_loss.weight)
+    assert torch.equal(AsArm.from_pretrained(tmp_path).lm_loss.weight, reference.lm_loss.weight)
 
 
 def test_a_missing_tensor_is_an_error(copy):
     change_weights(copy, lambda weights: weights.pop("transformer.layer.1.rel_attn.r_w_bias"))
     with pytest.raises(InputError, match=r"missing_keys.*layer\.1\.rel_attn\.r_w_bias"):
-        load_model(copy)
+        AsArm.from_pretrained(copy)
 
 
 def test_an_unexpected_tensor_is_an_error(copy):
     change_weights(copy, lambda weights: weights.update(surplus=torch.zeros(3)))
     with pytest.raises(InputError, match=r"unexpected_keys.*surplus"):
-        load_model(copy)
+        AsArm.from_pretrained(copy)
 
 
 def test_a_tensor_of_another_shape_is_an_error(copy):
     change_weights(copy, lambda weights: weights.update({"transformer.mask_emb": torch.zeros(1, 1, 7)}))
     with pytest.raises(InputError, match="cannot load"):
-        load_model(copy)
+        AsArm.from_pretrained(copy)
 
 
 def test_another_head_is_refused(tmp_path):
     XLNetForSequenceClassification(XLNetConfig(**TINY)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"missing_keys.*lm_loss.*unexpected_keys.*logits_proj"):
-        load_model(tmp_path)
+        AsArm.from_pretrained(tmp_path)
 
 
 def test_another_architecture_is_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="is a bert model"):
-        load_model(tmp_path)
+        AsArm.from_pretrained(tmp_path)
 
 
 def test_a_truncated_file_is_refused(copy):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match="damaged"):
-        load_model(copy)
+        AsArm.from_pretrained(copy)
 
 
 def test_a_missing_shard_is_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     sorted((tmp_path / "copy").glob("*.safetensors"))[1].unlink()
     with pytest.raises(InputError, match="cannot load"):
-        load_model(tmp_path / "copy")
+        AsArm.from_pretrained(tmp_path / "copy")
 
 
 def test_pickled_weights_are_never_read(copy):
@@ -422,7 +422,7 @@ def test_pickled_weights_are_never_read(copy):
     (copy / "model.safetensors").unlink()
     torch.save(weights, copy / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"cannot load.*safetensors"):
-        load_model(copy)
+        AsArm.from_pretrained(copy)
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_unsupported_settings_are_refused(copy, settings, message):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | settings))
     with pytest.raises(InputError, match=message) as error:
-        load_model(copy)
+        AsArm.from_pretrained(copy)
     assert "\n" not in str(error.value)
 
 
@@ -446,10 +446,10 @@ def test_the_tokenizer_of_xlnet_stands_in_for_a_missing_one(folder, tmp_path, mo
     XLNetLMHeadModel.from_pretrained(folder).save_pretrained(tmp_path)
     monkeypatch.setattr(load, "XLNET_TOKENIZER", str(folder))
     assert len(load_tokenizer(tmp_path)) == len(load_tokenizer(folder))
-    assert load_model(tmp_path).config.mask_token_id == load_tokenizer(folder).mask_token_id
+    assert AsArm.from_pretrained(tmp_path).config.mask_token_id == load_tokenizer(folder).mask_token_id
     monkeypatch.setattr(load, "XLNET_TOKENIZER", str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="cannot load the tokenizer"):
-        load_model(tmp_path)
+    with pytest.raises(InputError, match="without a tokenizer, and XLNet's is needed: no model folder"):
+        AsArm.from_pretrained(tmp_path)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(tiny_folder, tmp_path):

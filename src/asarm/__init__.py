@@ -1,15 +1,17 @@
 """Any-subset autoregressive language models and any-subset speculative decoding."""
 
+from asarm.codec import TextCodec
 from asarm.config import SamplerConfig
-from asarm.models.load import load
+from asarm.models.load import AsArm, load
 from asarm.objective import log_prob
 from asarm.sampling import SampleResult, sample
-from asarm.text import decode, parse_gaps
+from asarm.text import parse_gaps
 
 __all__ = [
+    "AsArm",
     "SampleResult",
     "SamplerConfig",
-    "decode",
+    "TextCodec",
     "load",
     "log_prob",
     "parse_gaps",

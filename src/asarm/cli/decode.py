@@ -5,12 +5,11 @@ of 512 tokens, GPT-2-large as the judge; wants a GPU and the Hub. `tiny`: the bu
 repository, about two minutes on two cores, offline.
 """
 
-import logging
 from pathlib import Path
 
 from transformers import HfArgumentParser
-from transformers.utils import logging as transformers_logging
 
+from asarm.cli.quiet import quiet_libraries
 from asarm.errors import InputError
 from asarm.evals.decoding import DecodingEvalConfig, evaluate
 
@@ -52,9 +51,7 @@ def parse_arguments(arguments: list[str]) -> DecodingEvalConfig:
 
 def main(arguments: list[str]) -> None:
     config = parse_arguments(arguments)
-    transformers_logging.disable_progress_bar()
-    for name in ("httpx", "huggingface_hub", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # every request, retry and font
+    quiet_libraries()
     evaluate(config)
     output = Path(config.output_dir)
     print((output / "table.md").read_text(encoding="utf-8"))

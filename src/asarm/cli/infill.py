@@ -12,15 +12,16 @@ import torch
 from rich.console import Console
 from rich.text import Text
 from transformers import HfArgumentParser
-from transformers.utils import logging
 
+from asarm.cli.quiet import quiet_libraries
 from asarm.cli.trace import show_trace
+from asarm.codec import TextCodec
 from asarm.config import SamplerConfig, option
 from asarm.data import read_text
 from asarm.errors import InputError
 from asarm.models.load import load
 from asarm.sampling import SampleResult, sample
-from asarm.text import GapText, Span, decode, label_spans, parse_gaps
+from asarm.text import GapText, Span, label_spans, parse_gaps
 
 
 @dataclass
@@ -30,6 +31,7 @@ class InfillConfig:
     file: str = option("", "read the text from this UTF-8 file")
     model: str = option("tiny-text", "a bundled model, a folder or a Hub repository")
     revision: str | None = option(None, "branch, tag or commit of a Hub repository")
+    white_space: str = option("auto", "auto, plain, or tokens: as the released code models read code")
     gap_tokens: int = option(8, "tokens of a gap without a number")
     seed: int = option(0, "the text is a function of the seed")
     samples: int = option(1, "texts to sample, in one batch, with the seeds seed, seed + 1, ...")
@@ -87,9 +89,9 @@ def cost_line(result: SampleResult) -> str:
     return f"{texts}{targets} targets, {nfe} NFE, {targets / nfe:.2f} tokens per NFE, {drafts}{result.seconds:.2f} s"
 
 
-def filled_spans(tokenizer, gaps: GapText, tokens: list[int]) -> list[Span]:
+def filled_spans(codec: TextCodec, gaps: GapText, tokens: list[int]) -> list[Span]:
     """The filled text, cut into what was given ("prompt") and what was filled ("filled")."""
-    return label_spans(tokenizer, tokens, ["filled" if target else "prompt" for target in gaps.target.tolist()])
+    return label_spans(codec, tokens, ["filled" if target else "prompt" for target in gaps.target.tolist()])
 
 
 def print_text(console: Console, spans: list[Span]) -> None:
@@ -102,14 +104,14 @@ def print_text(console: Console, spans: list[Span]) -> None:
 
 
 def as_json(
-    config: InfillConfig, sampler: SamplerConfig, tokenizer, gaps: GapText, result: SampleResult
+    config: InfillConfig, sampler: SamplerConfig, codec: TextCodec, gaps: GapText, result: SampleResult
 ) -> dict[str, object]:
     """Settings, cost and texts."""
     samples = [
         {
             "seed": config.seed + row,
-            "text": decode(tokenizer, tokens),
-            "spans": [span._asdict() for span in filled_spans(tokenizer, gaps, tokens)],
+            "text": codec.decode(tokens),
+            "spans": [span._asdict() for span in filled_spans(codec, gaps, tokens)],
             "tokens": tokens,
             "targets": int(result.targets[row]),
             "nfe": int(result.nfe[row]),
@@ -125,19 +127,19 @@ def as_json(
 def main(arguments: list[str]) -> None:
     config, sampler, extra = parse_arguments(arguments)
     text = input_text(extra.text, config.file)
-    logging.disable_progress_bar()
-    model, tokenizer = load(config.model, config.revision)
+    quiet_libraries()
+    model, codec = load(config.model, config.revision, white_space=config.white_space)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    gaps = parse_gaps(text, tokenizer, config.gap_tokens, getattr(model.config, "n_positions", None))
+    gaps = parse_gaps(text, codec, config.gap_tokens, getattr(model.config, "n_positions", None))
     result = fill(model, gaps, config, sampler, extra.trace)
     if extra.json:
-        print(json.dumps(as_json(config, sampler, tokenizer, gaps, result), ensure_ascii=False, indent=2))
+        print(json.dumps(as_json(config, sampler, codec, gaps, result), ensure_ascii=False, indent=2))
         return
     console = Console(highlight=False)
     for row, tokens in enumerate(result.tokens.tolist()):
         if config.samples > 1:
             console.print(f"--- seed {config.seed + row}", style="dim")
         if extra.trace:
-            show_trace(console, tokenizer, tokens, gaps.target.tolist(), result.trace[row])
-        print_text(console, filled_spans(tokenizer, gaps, tokens))
+            show_trace(console, codec, tokens, gaps.target.tolist(), result.trace[row])
+        print_text(console, filled_spans(codec, gaps, tokens))
     print(cost_line(result), file=sys.stderr)

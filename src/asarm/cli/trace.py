@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from asarm.codec import TextCodec
 from asarm.sampling import TraceStep
 from asarm.text import Span, label_spans
 
@@ -26,9 +27,11 @@ STYLES = {
 MARKS = {"accepted": "{{+{}+}}", "rejected": "[-{}-]", "added": "{{+{}+}}"}
 
 
-def show_trace(console: Console, tokenizer, tokens: list[int], target: list[bool], steps: list[TraceStep]) -> None:
+def show_trace(
+    console: Console, codec: TextCodec, tokens: list[int], target: list[bool], steps: list[TraceStep]
+) -> None:
     """Replay the steps: the growing text on a terminal (afterwards gone), else a line for each step."""
-    texts = frames(tokenizer, tokens, target, steps)
+    texts = frames(codec, tokens, target, steps)
     if not console.is_terminal:
         for number, spans in enumerate(texts, start=1):
             console.print(f"{number:4}  {plain(trim(spans, PLAIN_WIDTH))}", soft_wrap=True, markup=False)
@@ -41,7 +44,7 @@ def show_trace(console: Console, tokenizer, tokens: list[int], target: list[bool
             time.sleep(min(STEP_SECONDS, REPLAY_SECONDS / len(steps)))
 
 
-def frames(tokenizer, tokens: list[int], target: list[bool], steps: list[TraceStep]) -> Iterator[list[Span]]:
+def frames(codec: TextCodec, tokens: list[int], target: list[bool], steps: list[TraceStep]) -> Iterator[list[Span]]:
     """For each step the text after it, as spans whose labels are the keys of STYLES.
 
     tokens, target: N each, the filled text and which of it was filled. A rejected draft stands before what replaced
@@ -59,9 +62,9 @@ def frames(tokenizer, tokens: list[int], target: list[bool], steps: list[TraceSt
         for position, (token, label) in enumerate(zip(tokens, labels, strict=True)):
             if position in rejected:
                 shown.append((rejected[position], "rejected"))
-            shown.append((tokenizer.mask_token_id if label == "gap" else token, news.get(position, label)))
-        spans = label_spans(tokenizer, *zip(*shown, strict=True))
-        mask = tokenizer.mask_token
+            shown.append((codec.mask_token_id if label == "gap" else token, news.get(position, label)))
+        spans = label_spans(codec, *zip(*shown, strict=True))
+        mask = codec.mask_token
         yield [Span(" _" * text.count(mask), label) if label == "gap" else Span(text, label) for text, label in spans]
 
 

@@ -5,41 +5,42 @@ gives one line of `samples.jsonl`, so that an interrupted run goes on where it s
 made from that file.
 """
 
-import hashlib
 import json
 import logging
 import math
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from asarm.codec import TextCodec
 from asarm.config import SamplerConfig, option
 from asarm.data import pack, read_text
 from asarm.errors import InputError
 from asarm.evals.judges import Judge, load_judge
 from asarm.evals.plots import plot_decoding
+from asarm.evals.runs import (
+    DTYPES,
+    SAMPLERS,
+    claim,
+    digest,
+    pick_device,
+    run_units,
+    sampling_seed,
+    unfinished,
+)
 from asarm.evals.stats import summarise, table
-from asarm.files import read_json_lines, write_json, write_json_lines, write_whole
+from asarm.files import read_json_lines, write_json, write_whole
 from asarm.models.load import load
 from asarm.provenance import provenance
 from asarm.sampling import sample
-from asarm.text import decode
 
 logger = logging.getLogger(__name__)
 WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1", "test")  # wikitext-2 has the same test articles
-SAMPLERS = {
-    "sequential": {"sampler": "sequential"},
-    "assd-self": {"sampler": "assd", "draft": "self"},
-    "assd-ngram": {"sampler": "assd", "draft": "ngram"},
-    "parallel": {"sampler": "parallel"},
-}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WARM_UP_TARGETS = 16
+UNIT_FIELDS = ("variant", "batch")
 
 
 @dataclass
@@ -52,6 +53,7 @@ class DecodingEvalConfig(SamplerConfig):
 
     model: str = option("therealgabeguo/ASARM", "a bundled model, a folder or a Hub repository")
     revision: str | None = option(None, "branch, tag or commit of a Hub repository")
+    white_space: str = option("auto", "auto, plain, or tokens: as the released code models read code")
     text: str = option("", "UTF-8 text file to decode; without it, the test part of WikiText from the Hub")
     length: int = option(512, "tokens a text")
     num_texts: int = option(700, "how many texts: the first of a shuffle of all that is a function of the seed")
@@ -139,6 +141,19 @@ class Unit:
     batch: int
     rows: range
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """The fields UNIT_FIELDS of its lines."""
+        return self.variant.name, self.batch
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    @property
+    def name(self) -> str:
+        return self.variant.name
+
 
 def load_text(path: str) -> str:
     """The text of a local file, or WikiText's test part from the Hub. InputError when it cannot be had."""
@@ -154,15 +169,15 @@ def load_text(path: str) -> str:
         raise InputError(f"cannot load {name} from the Hub ({reason}): give a local file with --text") from error
 
 
-def choose_texts(text: str, tokenizer, config: DecodingEvalConfig) -> Texts:
+def choose_texts(text: str, codec: TextCodec, config: DecodingEvalConfig) -> Texts:
     """Pack the text, take the first `num_texts` of its blocks in shuffled order, and choose what stays visible.
 
     The visible positions of a block are a uniform choice that depends on the seed and the block alone.
     """
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if tokenizer.mask_token_id in ids:
-        raise InputError(f"the text holds {tokenizer.mask_token}, which stands for what is to be decoded: take it out")
-    blocks = pack([ids], tokenizer.eos_token_id, config.length)
+    ids = codec.encode(text)
+    if codec.mask_token_id in ids:
+        raise InputError(f"the text holds {codec.mask_token}, which stands for what is to be decoded: take it out")
+    blocks = pack([ids], codec.eos_token_id, config.length)
     index = np.random.default_rng(config.seed).permutation(len(blocks))[: config.num_texts].tolist()
     if len(index) < config.num_texts:
         logger.info("the text has %d blocks of %d tokens, fewer than num_texts", len(index), config.length)
@@ -172,29 +187,26 @@ def choose_texts(text: str, tokenizer, config: DecodingEvalConfig) -> Texts:
     return Texts(index, torch.from_numpy(blocks[index]).long(), given)
 
 
-def sampling_seed(seed: int, index: int) -> int:
-    """The seed with which text `index` is decoded, whatever the variant and the batch."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-
-
-def visible_text(tokenizer, tokens: list[int], given: list[bool]) -> str:
+def visible_text(codec: TextCodec, tokens: list[int], given: list[bool]) -> str:
     """The visible tokens, with every run of n masked ones written as `___n`."""
     pieces = []
     for seen, run in groupby(zip(tokens, given, strict=True), key=lambda pair: pair[1]):
         ids = [token for token, _ in run]
-        pieces.append(decode(tokenizer, ids) if seen else f" ___{len(ids)}")
+        pieces.append(codec.decode(ids) if seen else f" ___{len(ids)}")
     return "".join(pieces)
 
 
-def decode_unit(model, tokenizer, judge: Judge, texts: Texts, unit: Unit, config: DecodingEvalConfig) -> list[dict]:
+def decode_unit(
+    model, codec: TextCodec, judge: Judge, texts: Texts, unit: Unit, config: DecodingEvalConfig
+) -> list[dict]:
     """Decode and judge one batch under one variant: a line for each of its texts."""
     rows = list(unit.rows)
     tokens, given = texts.tokens[rows].to(model.device), texts.given[rows].to(model.device)
     index = [texts.index[row] for row in rows]
     seeds = [sampling_seed(config.seed, block) for block in index]
-    masked = tokens.masked_fill(~given, tokenizer.mask_token_id)
+    masked = tokens.masked_fill(~given, codec.mask_token_id)
     result = sample(model, masked, given, ~given, unit.variant.config, seeds)
-    decoded = [decode(tokenizer, row) for row in result.tokens.tolist()]
+    decoded = [codec.decode(row) for row in result.tokens.tolist()]
     judgements = judge(decoded, result.tokens)
     return [
         {
@@ -211,7 +223,7 @@ def decode_unit(model, tokenizer, judge: Judge, texts: Texts, unit: Unit, config
             "gen_nll": judgements[row].nll,
             "gen_ppl": math.exp(judgements[row].nll),
             "entropy": judgements[row].entropy,
-            "visible": visible_text(tokenizer, tokens[row].tolist(), given[row].tolist()),
+            "visible": visible_text(codec, tokens[row].tolist(), given[row].tolist()),
             "text": decoded[row],
         }
         for row in range(len(rows))
@@ -242,64 +254,16 @@ def plan(config: DecodingEvalConfig, count: int) -> list[Unit]:
     return units
 
 
-def unfinished(path: Path, units: list[Unit]) -> list[Unit]:
-    """The units whose lines are not all in samples.jsonl. Torn lines and lines of torn units are removed from it."""
-    samples = read_json_lines(path)
-    lines = {}
-    for line in samples:
-        lines.setdefault((line["variant"], line["batch"]), []).append(line)
-    done = {(u.variant.name, u.batch) for u in units if len(lines.get((u.variant.name, u.batch), [])) == len(u.rows)}
-    write_json_lines(path, [line for line in samples if (line["variant"], line["batch"]) in done])
-    return [unit for unit in units if (unit.variant.name, unit.batch) not in done]
-
-
-def digest(tensors) -> str:
-    """SHA-256 of tensors' contents, in hexadecimal."""
-    total = hashlib.sha256()
-    for tensor in tensors:
-        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-def claim(output: Path, settings: dict) -> None:
-    """Make `output` the folder of a run with these settings, or raise InputError if it is another's."""
-    path = output / "config.json"
-    settings = json.loads(json.dumps(settings))
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is not of this evaluation: choose another output_dir") from error
-        changed = [name for name in settings | before if settings.get(name) != before.get(name)]
-        if changed:
-            shown = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in changed)
-            raise InputError(f"{output} holds results of other settings ({shown}): choose another output_dir")
-    else:
-        write_json(path, {"settings": settings, "provenance": provenance()})
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; auto is a GPU if there is one. InputError when there is no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def evaluate(config: DecodingEvalConfig) -> dict:
     """Run what is left to run, then write metrics.json, table.md and the plots to output_dir. Returns the metrics."""
     output, device = Path(config.output_dir), pick_device(config.device)
     text = load_text(config.text)
-    model, tokenizer = load(config.model, config.revision, DTYPES[config.dtype])
+    model, codec = load(config.model, config.revision, DTYPES[config.dtype], config.white_space)
     model = model.to(device)
     longest = getattr(model.config, "n_positions", None)
     if longest is not None and config.length > longest:
         raise InputError(f"length={config.length} is over the {longest} positions of {config.model}: lower --length")
-    texts = choose_texts(text, tokenizer, config)
+    texts = choose_texts(text, codec, config)
     judge = load_judge(config.judge, model, device)
 
     settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "sampler", "draft")}
@@ -310,24 +274,13 @@ def evaluate(config: DecodingEvalConfig) -> dict:
 
     samples = output / "samples.jsonl"
     units = plan(config, len(texts.index))
-    todo = unfinished(samples, units)
-    count = {key: sum(len(unit.rows) for unit in some) for key, some in (("all", units), ("todo", todo))}
+    todo = unfinished(samples, units, UNIT_FIELDS)
     logger.info(
         "%d texts of %d tokens, %d visible; %d of %d decodings to do",
-        len(texts.index), config.length, config.visible, count["todo"], count["all"],
+        len(texts.index), config.length, config.visible, sum(u.size for u in todo), sum(u.size for u in units),
     )  # fmt: skip
     warm_up(model, texts, todo, config)
-    pause = 0.5 if sys.stderr.isatty() else 30  # seconds between lines of a log file
-    with (
-        samples.open("a", encoding="utf-8") as file,
-        tqdm(total=count["all"], initial=count["all"] - count["todo"], unit="text", mininterval=pause) as bar,
-    ):
-        for unit in todo:
-            bar.set_description(unit.variant.name, refresh=False)
-            lines = decode_unit(model, tokenizer, judge, texts, unit, config)
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-            file.flush()
-            bar.update(len(lines))
+    run_units(samples, units, todo, lambda unit: decode_unit(model, codec, judge, texts, unit, config), "text")
     return report(output)
 
 

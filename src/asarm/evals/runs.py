@@ -1,0 +1,113 @@
+"""What every evaluation does: claim a folder, find out what is left to do, write line after line, go on after a stop.
+
+An evaluation is a list of units. A unit is run and written at once, as one or more lines of `samples.jsonl`; a line
+says by some of its fields which unit it belongs to. Results must be a function of the settings, not of what was run
+before in the same process.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from asarm.errors import InputError
+from asarm.files import read_json_lines, write_json, write_json_lines
+from asarm.provenance import provenance
+
+SAMPLERS = {
+    "sequential": {"sampler": "sequential"},
+    "assd-self": {"sampler": "assd", "draft": "self"},
+    "assd-ngram": {"sampler": "assd", "draft": "ngram"},
+    "parallel": {"sampler": "parallel"},
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Unit(Protocol):
+    """What is run and written at once. key: tells it from all others, and is found in its lines. size: its lines.
+    name: shown beside the progress bar."""
+
+    key: tuple
+    size: int
+    name: str
+
+
+def sampling_seed(*numbers: int) -> int:
+    """A seed made of the run's seed and the numbers of what is decoded, whatever the variant and the batch."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto is a GPU if there is one. InputError when there is no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def digest(tensors: Iterable[torch.Tensor]) -> str:
+    """SHA-256 of tensors' contents, in hexadecimal."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def claim(output: Path, settings: dict) -> None:
+    """Make `output` the folder of a run with these settings, or raise InputError if it is another's."""
+    path = output / "config.json"
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not of this evaluation: choose another output_dir") from error
+        changed = [name for name in settings | before if settings.get(name) != before.get(name)]
+        if changed:
+            shown = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in changed)
+            raise InputError(f"{output} holds results of other settings ({shown}): choose another output_dir")
+    else:
+        write_json(path, {"settings": settings, "provenance": provenance()})
+
+
+def unfinished(path: Path, units: Sequence[Unit], fields: Sequence[str]) -> list[Unit]:
+    """The units whose lines are not all in `path`. Torn lines and lines of torn units are removed from it.
+
+    fields: those of a line that make the key of its unit.
+    """
+    lines = read_json_lines(path)
+    keys = [tuple(line[field] for field in fields) for line in lines]
+    found = {}
+    for key in keys:
+        found[key] = found.get(key, 0) + 1
+    done = {unit.key for unit in units if found.get(unit.key) == unit.size}
+    write_json_lines(path, [line for key, line in zip(keys, lines, strict=True) if key in done])
+    return [unit for unit in units if unit.key not in done]
+
+
+def run_units(
+    path: Path, units: Sequence[Unit], todo: Sequence[Unit], run: Callable[[Unit], list[dict]], word: str
+) -> None:
+    """Run those of the units that are still to do and append their lines to `path`. word: what a line is about."""
+    pause = 0.5 if sys.stderr.isatty() else 30  # seconds between lines of a log file
+    total, left = (sum(unit.size for unit in some) for some in (units, todo))
+    with (
+        path.open("a", encoding="utf-8") as file,
+        tqdm(total=total, initial=total - left, unit=word, mininterval=pause) as bar,
+    ):
+        for unit in todo:
+            bar.set_description(unit.name, refresh=False)
+            lines = run(unit)
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
+            bar.update(len(lines))
