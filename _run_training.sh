@@ -1,29 +1,64 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=asarm-train
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=2
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+#SBATCH --open-mode=append
 #
-# Train an AS-ARM on local text files:
+# Train an AS-ARM:
 #
-#     bash _run_training.sh --train_files FILE_OR_FOLDER ... --output_dir FOLDER [options]
+#     bash _run_training.sh [PRESET] [options]
 #
-# `--help` lists the options; `--resume` goes on after an interruption. The model lies in FOLDER/model. On Slurm give
-# partition, account and GPU to sbatch: sbatch --gres=gpu:1 _run_training.sh ...
+# PRESET: tiny (CPU, offline, minutes), paper-nlp (the default), paper-nlp-infill, paper-code, paper-code-single-line;
+# those of the paper want a GPU and the Hub. With options alone nothing is preset: --train_files FILES --output_dir
+# FOLDER are then needed. `tiny --help` lists the options. Results go to results/train-PRESET in this repository: the
+# model to `model`, checkpoints beside it. A run that was interrupted goes on when the same command is given again.
+#
+# Several GPUs of one machine: NPROC_PER_NODE=4 bash _run_training.sh PRESET --gradient_accumulation_steps ...
+#
+# Slurm: give partition, account, time and GPUs to sbatch.
+#
+#     sbatch --gres=gpu:1 --time=24:00:00 _run_training.sh paper-nlp
+#     sbatch --nodes=2 --ntasks-per-node=4 --gres=gpu:4 _run_training.sh paper-nlp --gradient_accumulation_steps 1
+#
+# One task is one process and has one GPU; with more than one, on one node or several, srun starts them all. Two minutes
+# before its time is up, or when it is pre-empted, the job saves, goes back into the queue, and goes on from there.
 set -euo pipefail
 
-# Slurm runs a copy of this script from its spool folder: the repository is then where sbatch was called, or where the
-# script lay that sbatch was given.
+# Slurm runs a copy of this script from its spool folder: the repository is then where the script lay that sbatch was
+# given, or else where sbatch was called.
 submitted() {
     [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p'
 }
-for repo in "$(dirname "${BASH_SOURCE[0]}")" "${SLURM_SUBMIT_DIR-}" "$(submitted)"; do
+for repo in "$(dirname "${BASH_SOURCE[0]}")" "$(submitted)" "${SLURM_SUBMIT_DIR-}"; do
     [ -f "$repo/src/scripts/environment.sh" ] && break
 done
 repo=$(cd "$repo" && pwd)
 # shellcheck source=src/scripts/environment.sh
 . "$repo/src/scripts/environment.sh"
 
+case "${1-}" in
+    -*) arguments=("$@") ;;
+    *)
+        preset=${1:-paper-nlp}
+        arguments=("$preset" --output_dir "$repo/results/train-$preset" "${@:2}")
+        ;;
+esac
 # shellcheck disable=SC2119 # no extras
 use_environment
-exec "$python" -m asarm train "$@"
+
+# exec, so that signals reach the training itself; srun passes them on to its tasks.
+if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
+    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+    # shellcheck disable=SC2016 # the variables are those of each task
+    exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c \
+        'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec "$@"' \
+        task "$python" -m asarm train "${arguments[@]}"
+elif [ "${NPROC_PER_NODE:-1}" -gt 1 ]; then
+    exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NPROC_PER_NODE" \
+        -m asarm train "${arguments[@]}"
+fi
+exec "$python" -m asarm train "${arguments[@]}"

@@ -1,16 +1,22 @@
 """Objective, schedule, data and the training loop."""
 
+import functools
+import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from models import tiny_gpt2
+from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
+from xlnet_tokenizer import train_xlnet_tokenizer
 
-from asarm import data
-from asarm.config import DraftLossConfig, MaskingConfig, ModelConfig, TrainingConfig
+from asarm import data, load
+from asarm.cli.train import parse_arguments
+from asarm.config import DataConfig, DraftLossConfig, MaskingConfig, ModelConfig, TrainingConfig
 from asarm.errors import InputError
-from asarm.models.load import load_model
 from asarm.objective import draft_queries, log_prob, random_targets, training_loss
 from asarm.order import rank_order
 from asarm.trainer import Trainer
@@ -19,14 +25,17 @@ PROSE = "".join(f"The {n} cats of house {n % 7} sat on mat {n % 5}, and no dog c
 
 
 def settings(tmp_path, **changes):
+    """Settings of a run of seconds on PROSE; changes go where their names belong."""
     (tmp_path / "prose.txt").write_text(PROSE, encoding="utf-8")
     values = {
         "train_files": [str(tmp_path / "prose.txt")], "output_dir": str(tmp_path / "run"), "block_size": 32,
         "max_steps": 30, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 3e-3,
         "warmup_steps": 5, "eval_steps": 15, "save_steps": 10, "logging_steps": 5, "held_out": 0.1, "eval_blocks": 8,
-    }  # fmt: skip
-    shape = ModelConfig(vocab_size=400, n_embd=32, n_layer=2, n_head=2, n_positions=64)
-    return TrainingConfig(**values | changes), shape, MaskingConfig(mask_low=0.3), DraftLossConfig(draft_weight=0.5)
+        "eval_decodings": 2, "cache_dir": str(tmp_path / "cache"), "vocab_size": 400, "n_embd": 32, "n_layer": 2,
+        "n_head": 2, "n_positions": 64, "mask_low": 0.3, "draft_weight": 0.5,
+    } | changes  # fmt: skip
+    kinds = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, DraftLossConfig)
+    return [kind(**{name: values[name] for name in values if name in kind.__dataclass_fields__}) for kind in kinds]
 
 
 def test_training_loss_is_the_mean_log_density():
@@ -79,7 +88,7 @@ def test_masking_rates():
 
 
 def test_learning_rate():
-    config = TrainingConfig(train_files=["x"], output_dir="y", max_steps=110, warmup_steps=10, learning_rate=1.0)
+    config = TrainingConfig(output_dir="y", max_steps=110, warmup_steps=10, learning_rate=1.0)
     assert config.learning_rate_at(0) == pytest.approx(0.1)
     assert config.learning_rate_at(10) == pytest.approx(1.0)
     assert config.learning_rate_at(60) == pytest.approx(0.5)
@@ -107,68 +116,147 @@ def test_tokenizer_round_trips_any_text():
 
 
 def test_a_run_learns_and_leaves_its_files(tmp_path):
-    config, *rest = settings(tmp_path, max_steps=150, eval_steps=75, save_steps=75)
-    metrics = Trainer(config, *rest).run()
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    options = settings(tmp_path, max_steps=150, eval_steps=75, save_steps=50)
+    metrics = Trainer(*options).run()
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     joint = [line["joint"] for line in lines if "joint" in line]
     assert joint[-1] < joint[0] - 1
     assert metrics["nll_0.5"] < metrics["unigram_nll_0.5"]
     assert metrics["bigram_nll_0.5"] < metrics["unigram_nll_0.5"]
+    assert 0 < metrics["assd_nfe_per_token"] <= 1
+    assert 0 < metrics["assd_acceptance"] <= 1
+    assert all(line["tokens_per_second"] > 0 and line["eta_seconds"] >= 0 for line in lines if "joint" in line)
     for name in ("config.json", "metrics.json", "curve.png", "model/model.safetensors", "model/tokenizer.json"):
-        assert (tmp_path / "run" / name).stat().st_size > 0
-    assert load_model(tmp_path / "run" / "model").config.vocab_size <= 400
-    with pytest.raises(InputError, match="earlier run"):
-        Trainer(config, *rest).run()
-
-
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path, monkeypatch):
-    config, *rest = settings(tmp_path)
-    whole = Trainer(config, *rest)
-    whole.run()
-    config.output_dir = str(tmp_path / "torn")
-    torn = Trainer(config, *rest)
-    save = torn.save_checkpoint
-
-    def save_then_die():
-        save()
-        if torn.step == 20:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(torn, "save_checkpoint", save_then_die)
-    with pytest.raises(KeyboardInterrupt):
-        torn.run()
-    config.resume = True
-    resumed = Trainer(config, *rest)
-    resumed.run()
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[name]), name
-
-
-def test_resuming_before_the_first_line_of_metrics(tmp_path):
-    """A checkpoint may be older than the first logged step."""
-    config, *rest = settings(tmp_path, max_steps=2, logging_steps=50)
-    Trainer(config, *rest).run()
-    (tmp_path / "run" / "metrics.jsonl").unlink()
-    config.resume = True
-    Trainer(config, *rest).run()
-    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("nll_0.5") == 1
+        assert (run / name).stat().st_size > 0
+    model, codec = load(run / "model")
+    assert model.config.vocab_size == len(codec) <= 400
+    saved = load(run / "checkpoint-000150" / "model")[0].state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    assert [path.name for path in sorted(run.glob("checkpoint-*"))] == ["checkpoint-000100", "checkpoint-000150"]
 
 
 def test_training_can_start_from_a_model(tmp_path):
-    config, *rest = settings(tmp_path)
-    first = Trainer(config, *rest).run()
-    config.init_from, config.output_dir = str(tmp_path / "run" / "model"), str(tmp_path / "second")
-    config.max_steps, config.warmup_steps, config.learning_rate = 2, 0, 1e-6
-    assert Trainer(config, *rest).run()["nll_0.5"] == pytest.approx(first["nll_0.5"], abs=0.02)
+    first = Trainer(*settings(tmp_path)).run()
+    start = {"init_from": str(tmp_path / "run" / "model"), "output_dir": str(tmp_path / "second")}
+    second = Trainer(*settings(tmp_path, **start, max_steps=2, warmup_steps=0, learning_rate=1e-6)).run()
+    assert second["nll_0.5"] == pytest.approx(first["nll_0.5"], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "xlnet"])
+def test_training_can_start_from_other_models(tmp_path, kind):
+    """From GPT-2's weights and from XLNet's, whose dropout is on; and go on after an interruption."""
+    torch.manual_seed(0)
+    folder = tmp_path / kind
+    if kind == "gpt2":
+        tokenizer = data.train_tokenizer([PROSE], 400)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=64, n_embd=32, n_layer=2, n_head=2))
+    else:
+        tokenizer = train_xlnet_tokenizer(PROSE, 400)
+        model = XLNetLMHeadModel(XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    first = Trainer(*settings(tmp_path, init_from=str(folder), max_steps=10, eval_decodings=0)).run()
+    assert first["nll_0.5"] < 6
+    long = {"init_from": str(folder), "max_steps": 12, "output_dir": str(tmp_path / "long"), "eval_decodings": 0}
+    whole = Trainer(*settings(tmp_path, **long))
+    whole.run()
+    shutil.rmtree(tmp_path / "long" / "checkpoint-000012")
+    again = Trainer(*settings(tmp_path, **long))
+    assert again.step == 10
+    again.run()
+    for name, value in whole.loss.state_dict().items():
+        assert torch.equal(value, again.loss.state_dict()[name]), name
+
+
+def first_losses(tmp_path, name, **changes):
+    options = {"max_steps": 4, "logging_steps": 1, "eval_decodings": 0, "output_dir": str(tmp_path / name)}
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
+    Trainer(*settings(tmp_path, **options | changes)).run()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    lines = map(json.loads, (tmp_path / name / "metrics.jsonl").open())
+    return torch.tensor([line["joint"] for line in lines if "joint" in line])
+
+
+def test_ways_to_save_memory_do_not_change_the_losses(tmp_path):
+    plain = first_losses(tmp_path, "plain")
+    assert plain[-1] < plain[0]
+    assert (first_losses(tmp_path, "checkpointing", gradient_checkpointing=True) - plain).abs().max() < 1e-5
+    difference = (first_losses(tmp_path, "bf16", bf16=True) - plain).abs().max()
+    assert 0 < difference < 0.05
+
+
+def test_a_compiled_model_has_the_same_losses(tmp_path, monkeypatch):
+    """Traced and differentiated as for any compiler, but run by torch: making C++ of it takes minutes."""
+    small = {"n_layer": 1, "max_steps": 3, "gradient_accumulation_steps": 1, "draft_weight": 0.0}
+    plain = first_losses(tmp_path, "plain", **small)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    assert (first_losses(tmp_path, "compiled", torch_compile=True, **small) - plain).abs().max() < 1e-4
+
+
+def test_the_learning_rate_grows_with_the_texts_of_a_step(tmp_path):
+    trainer = Trainer(*settings(tmp_path, scale_learning_rate=True, learning_rate=1e-5, max_steps=5, eval_decodings=0))
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["lr"] == pytest.approx(1e-5 * 8 / 32)  # the last step of the warm-up
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten(tmp_path, monkeypatch):
+    trainer = Trainer(*settings(tmp_path))
+    step = trainer.train_step
+
+    def poison(stop=0):
+        if trainer.step == 12:
+            with torch.no_grad():
+                next(trainer.loss.parameters()).fill_(float("nan"))
+        return step(stop)
+
+    monkeypatch.setattr(trainer, "train_step", poison)
+    with pytest.raises(FloatingPointError, match="at step 12"):
+        trainer.run()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-000010"]
+    weights = load(tmp_path / "run" / "checkpoint-000010" / "model")[0].parameters()
+    assert all(torch.isfinite(weight).all() for weight in weights)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_dry_run_says_what_would_be_done(tmp_path):
+    about = Trainer(*settings(tmp_path)).dry_run()
+    for part in ("parameters", "30 steps of 256 tokens", "GiB", "text 4 of the first batch", "cats of house"):
+        assert part in about
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"", "empty"), (b"caf\xe9", "not UTF-8"), (b"word", "less than one block")],
+    ("arguments", "expected"),
+    [
+        (["tiny"], {"max_steps": 800, "train_files": ["stdlib"], "init_from": ""}),
+        (["tiny", "--max_steps", "7"], {"max_steps": 7}),
+        (["paper-nlp"], {"dataset": "Skylion007/openwebtext", "mask_low": 0.85, "learning_rate": 1e-5}),
+        (["paper-nlp-infill"], {"mask_start": 0.15, "mask_low": 0.6, "mask_high": 0.75}),
+        (["paper-code"], {"dataset": "bigcode/starcoderdata", "dataset_dir": "python", "block_size": 512}),
+        (["paper-code-single-line"], {"mask_start": 0.01, "mask_low": 0.05, "mask_high": 0.25}),
+        (["paper-code", "--train_files", "src"], {"dataset": "", "train_files": ["src"], "mask_low": 0.85}),
+        (["tiny", "--dataset", "d"], {"dataset": "d", "train_files": []}),
+    ],
 )
-def test_text_that_cannot_be_trained_on(tmp_path, content, message):
-    config, *rest = settings(tmp_path)
-    (tmp_path / "prose.txt").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        Trainer(config, *rest)
-    assert not (tmp_path / "run").exists()
+def test_presets(arguments, expected):
+    values = {}
+    for part in parse_arguments(arguments):
+        values |= vars(part)
+    assert {name: values[name] for name in expected} == expected
+    assert values["output_dir"] == f"results/train-{arguments[0]}"
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match="unknown preset 'papper'"):
+        parse_arguments(["papper"])
+    with pytest.raises(ValueError, match="no train_files"):
+        parse_arguments(["--output_dir", "x"])
+
+
+def test_trackers_that_are_not_there(tmp_path):
+    for name, message in (("tensorbored", "unknown tracker"), ("trackio", "pip install trackio")):
+        if importlib.util.find_spec(name) is None:
+            with pytest.raises(InputError, match=message):
+                Trainer(*settings(tmp_path, report_to=[name]))

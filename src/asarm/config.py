@@ -89,48 +89,93 @@ class ModelConfig:
 
 
 @dataclass
-class TrainingConfig:
-    """One training run on local text files."""
+class DataConfig:
+    """What is trained on: local files, tokenised once, or a dataset that is streamed."""
 
     train_files: list[str] = field(
-        default_factory=list, metadata={"help": "UTF-8 text files, or folders of *.txt; each file is one document"}
+        default_factory=list,
+        metadata={"help": "text, .jsonl or .parquet files (also .gz), and folders of them; `stdlib` is Python's own"},
     )
-    output_dir: str = option("", "folder for the model, checkpoints, metrics and plots")
-    init_from: str = option("", "start from this model folder instead of from scratch")
+    extensions: list[str] = field(
+        default_factory=lambda: [".txt", ".jsonl", ".parquet"],
+        metadata={"help": "which files of a folder, and of the folders in it, are read"},
+    )
+    text_field: str = option("", "field of JSON lines, parquet and datasets; the default is text, or else content")
+    dataset: str = option("", "stream this instead: a dataset on the Hub, or a folder of .jsonl or .parquet files")
+    dataset_dir: str = option("", "folder in the dataset, such as python")
+    dataset_revision: str = option("", "branch, tag or commit of the dataset; the default is its main branch")
+    dataset_split: str = option("train", "split of the dataset")
     block_size: int = option(512, "tokens a packed text")
-    held_out: float = option(0.02, "share of each document, at its end, kept for validation")
-    eval_blocks: int = option(64, "packed texts of it that are scored")
+    held_out: float = option(0.02, "share of the text that is kept for validation")
+    streams: int = option(8, "readers that share a streamed dataset: a multiple of the number of processes")
+    shuffle_buffer: int = option(1000, "documents of a stream whose texts are shuffled together")
+    num_workers: int = option(2, "processes beside each training process that read its streams")
+    cache_dir: str = option("", "where tokens of local files are kept; the default is ~/.cache/asarm")
+
+    def __post_init__(self):
+        _check(bool(self.train_files) or bool(self.dataset), "no train_files given, and no dataset")
+        _check(not (self.train_files and self.dataset), "both train_files and a dataset given: choose one")
+        _check(0 < self.held_out <= 0.5, f"held_out must lie in (0, 0.5], not {self.held_out}")
+        for name in ("block_size", "streams", "shuffle_buffer"):
+            _check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _check(self.num_workers >= 0, f"num_workers must be at least 0, not {self.num_workers}")
+
+
+@dataclass
+class TrainingConfig:
+    """One training run."""
+
+    output_dir: str = option("", "folder for the model, checkpoints, metrics and plots")
+    init_from: str = option("", "start from this model (AS-ARM, XLNet or GPT-2; folder or Hub) instead of from scratch")
+    init_revision: str = option("", "branch, tag or commit of it; the default is its main branch")
+    white_space: str = option("auto", "plain, or tokens: newlines and indentation written as tokens, for XLNet on code")
     max_steps: int = option(1000, "optimiser steps")
-    per_device_train_batch_size: int = option(4, "texts in one pass")
-    gradient_accumulation_steps: int = option(4, "passes a step; masking rates are stratified over them")
+    per_device_train_batch_size: int = option(4, "texts in one pass of one process")
+    gradient_accumulation_steps: int = option(4, "passes a step; masking rates are stratified over them and processes")
     learning_rate: float = option(1e-3, "peak learning rate of AdamW")
+    scale_learning_rate: bool = option(False, "multiply the learning rates by the texts of a step / 32")
     final_learning_rate: float = option(0.0, "learning rate at the last step; the decay is linear")
     warmup_steps: int = option(100, "steps of linear warm-up")
     weight_decay: float = option(0.1, "AdamW's, on matrices only")
+    adam_beta2: float = option(0.95, "AdamW's second decay rate; the first is 0.9")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     bf16: bool = option(False, "bfloat16 autocast (pays on GPUs and on CPUs with AMX)")
+    gradient_checkpointing: bool = option(False, "compute activations anew in the backward pass: less memory, slower")
+    torch_compile: bool = option(False, "compile the network")
     seed: int = option(0, "seeds weights, data order and masks")
     eval_steps: int = option(200, "steps between validations")
+    eval_blocks: int = option(64, "held-out texts whose exact NLL is taken")
+    eval_decodings: int = option(8, "held-out texts decoded speculatively, 95 % of them masked; 0 for none")
     save_steps: int = option(200, "steps between checkpoints")
+    save_total_limit: int = option(2, "newest checkpoints kept, besides that with the best validation")
     logging_steps: int = option(10, "steps between lines of metrics.jsonl")
-    resume: bool = option(False, "continue from the checkpoint in output_dir, if there is one")
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "trackers: tensorboard, wandb, trackio, or none"}
+    )
+    resume: str = option(
+        "auto", "auto: go on from the newest whole checkpoint in output_dir, if any; never; or a checkpoint folder"
+    )
+    dry_run: bool = option(False, "print sizes, a memory estimate and the first packed text, and stop")
 
     def __post_init__(self):
-        _check(bool(self.train_files), "no train_files given")
         _check(bool(self.output_dir), "no output_dir given")
-        _check(0 < self.held_out < 1, f"held_out must lie in (0, 1), not {self.held_out}")
+        _check(self.white_space in ("auto", "plain", "tokens"), f"unknown white_space {self.white_space!r}")
         for name in (
-            "block_size",
             "max_steps",
             "per_device_train_batch_size",
             "gradient_accumulation_steps",
             "eval_blocks",
             "eval_steps",
             "save_steps",
+            "save_total_limit",
             "logging_steps",
         ):
             _check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _check(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
+        for name in ("final_learning_rate", "warmup_steps", "weight_decay", "eval_decodings"):
+            _check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
+        _check(0 < self.adam_beta2 < 1, f"adam_beta2 must lie in (0, 1), not {self.adam_beta2}")
+        _check(self.max_grad_norm > 0, f"max_grad_norm must be above 0, not {self.max_grad_norm}")
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up over steps 0..warmup_steps-1, then linear decay to final_learning_rate at the last step."""

@@ -6,7 +6,6 @@ Shapes: B rows, N positions, S targets (the same number in every row of a traini
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from asarm.config import DraftLossConfig
 from asarm.order import RankOrder, rank_order
@@ -56,23 +55,21 @@ def training_loss(
     order = rank_order(~target, target)
     first = int(order.prompt_length[0])
     ranks = torch.arange(first, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)  # [B, S]
-    contexts, joint_count = ranks, ranks.shape[1]
+    contexts, joint_count = ranks[:1], ranks.shape[1]  # the same in all rows, as prompts are equally long
     if draft.draft_weight > 0:
         draft_ranks, draft_contexts = draft_queries(order, draft, generator)
         ranks = torch.cat((ranks, draft_ranks), dim=1)  # [B, S + D]
-        contexts = torch.cat((contexts, draft_contexts), dim=1)
+        contexts = torch.cat((contexts.expand(len(tokens), -1), draft_contexts), dim=1)
     ranked = tokens.gather(1, order.order)
     # The token of the last rank is seen by no query.
-    logits = model(
+    losses = model(
         ranked[:, :-1],
         order.order[:, :-1],
-        order.content_context()[:, :-1],
+        order.content_context()[:1, :-1],
         order.order.gather(1, ranks),
         contexts,
-    )  # [B, S + D, V]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), ranked.gather(1, ranks).flatten(), reduction="none").view(
-        ranks.shape
-    )
+        targets=ranked.gather(1, ranks),
+    )  # [B, S + D]
     drafted = losses[:, joint_count:]
     return Losses(losses[:, :joint_count].mean(), drafted.mean() if drafted.numel() else None)
 
@@ -88,6 +85,26 @@ def log_prob(
     at the targets, 0 elsewhere; the sum over a row is the joint log-density.
     """
     target = ~given if target is None else target
+    log_probs, chosen, positions = _laws(model, tokens, given, target, temperature)
+    return _at_targets(log_probs.gather(-1, chosen[..., None])[..., 0], positions, target)
+
+
+@torch.inference_mode()
+def log_prob_and_best(
+    model, tokens: torch.Tensor, given: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`log_prob` (at temperature 1), and whether each target is the most probable token there: [B, N] bool.
+
+    A row in which all targets are is what greedy decoding gives.
+    """
+    log_probs, chosen, positions = _laws(model, tokens, given, target, 1.0)
+    best = (log_probs.argmax(-1) == chosen).float()
+    scores = log_probs.gather(-1, chosen[..., None])[..., 0]
+    return _at_targets(scores, positions, target), _at_targets(best, positions, target) > 0
+
+
+def _laws(model, tokens, given, target, temperature) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-laws at a stretch of ranks that holds all targets [B, S, V], the tokens and positions there [B, S]."""
     order = rank_order(given, target)
     total = int(order.length.max())
     first = int(order.prompt_length.min())
@@ -102,7 +119,9 @@ def log_prob(
         ranks,
     )
     log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)  # [B, S, V]
-    chosen = log_probs.gather(-1, ranked[:, first:total, None])[..., 0]
-    is_target = (ranks >= order.prompt_length[:, None]) & (ranks < order.length[:, None])
-    result = torch.zeros(tokens.shape, device=tokens.device)
-    return result.scatter(1, order.order[:, first:total], chosen.masked_fill(~is_target, 0.0))
+    return log_probs, ranked[:, first:total], order.order[:, first:total]
+
+
+def _at_targets(values: torch.Tensor, positions: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Values [B, S] float at positions [B, S] in position order [B, N], 0 where there is no target."""
+    return torch.zeros(target.shape, device=values.device).scatter(1, positions, values).masked_fill(~target, 0.0)

@@ -9,26 +9,43 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from asarm.evals.rouge import MEASURES
 from asarm.files import read_json_lines
 
-COLOURS = {"sequential": "C0", "assd-self": "C1", "assd-ngram": "C2", "parallel": "C3"}
+COLOURS = {"sequential": "C0", "assd-self": "C1", "assd-ngram": "C2", "parallel": "C3", "fused": "C4"}
 
 
 def plot_training(folder: str | Path) -> Path:
-    """Loss and held-out NLL against the step, from metrics.jsonl: `curve.png`."""
+    """Loss and held-out NLL against the step and, if there was decoding, what it cost: `curve.png`, from
+    metrics.jsonl."""
     folder = Path(folder)
     lines = read_json_lines(folder / "metrics.jsonl")
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for key, label in (("joint", "training, joint loss"), ("draft", "training, draft loss")):
+
+    def draw(axes, key: str, label: str, **style) -> None:
         points = [(line["step"], line[key]) for line in lines if line.get(key)]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, alpha=0.5, linewidth=1)
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+
+    decoded = any("assd_nfe_per_token" in line for line in lines)
+    figure, panels = plt.subplots(
+        1 + decoded, figsize=(7, 6.5 if decoded else 4.5), layout="constrained", sharex=True, squeeze=False,
+        height_ratios=[2, 1][: 1 + decoded],
+    )  # fmt: skip
+    losses, costs = panels[0, 0], panels[-1, 0]
+    for key, label in (("joint", "training, joint loss"), ("draft", "training, draft loss")):
+        draw(losses, key, label, alpha=0.5, linewidth=1)
     for key in sorted({key for line in lines for key in line if key.startswith("nll_")}):
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        axes.plot(*zip(*points, strict=True), marker="o", label=f"held out, {key.removeprefix('nll_')} masked")
-    axes.set(xlabel="step", ylabel="nats a token", title=folder.name)
-    axes.legend()
-    axes.grid(alpha=0.3)
+        draw(losses, key, f"held out, {key.removeprefix('nll_')} masked", marker="o")
+    losses.set(ylabel="nats a token", title=folder.name)
+    if decoded:
+        draw(costs, "assd_nfe_per_token", "NFE a token", marker="o")
+        draw(costs, "assd_acceptance", "drafts accepted", marker="o")
+        costs.set(ylabel="ASSD, held out", ylim=(0, 1.05))
+    costs.set(xlabel="step")
+    for axes in panels[:, 0]:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+        axes.grid(alpha=0.3)
     return _saved(figure, folder / "curve.png")
 
 
@@ -82,6 +99,33 @@ def _nfe_by_k(path: Path, curves: dict[str, list[dict]]) -> Path:
     axes.legend()
     axes.grid(alpha=0.3)
     return _saved(figure, path)
+
+
+def plot_stories(folder: str | Path) -> Path:
+    """Mean ROUGE and its interval by task, variant and model, from metrics.json: `rouge.png`."""
+    folder = Path(folder)
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["variants"]
+    tasks, models, names = ([*dict.fromkeys(one[key] for one in found)] for key in ("task", "model", "variant"))
+    size = (11, 1.2 + len(tasks) * (0.8 + 0.3 * len(names)))
+    figure, grid = plt.subplots(
+        len(tasks), len(MEASURES), figsize=size, layout="constrained", sharey=True, squeeze=False
+    )
+    for row, task in zip(grid, tasks, strict=True):
+        for axes, (key, label) in zip(row, MEASURES.items(), strict=True):
+            for one in (one for one in found if one["task"] == task):
+                place, value = models.index(one["model"]), one[key]
+                low, high = value["interval_95"] or [value["mean"]] * 2
+                axes.errorbar(
+                    value["mean"], names.index(one["variant"]) + 0.15 * (place - (len(models) - 1) / 2),
+                    xerr=[[max(0.0, value["mean"] - low)], [max(0.0, high - value["mean"])]],
+                    marker="o", capsize=3, color=f"C{place}",
+                )  # fmt: skip
+            axes.set(xlabel=f"{label}, F1 x 100", title=task, yticks=range(len(names)), yticklabels=names)
+            axes.grid(alpha=0.3)
+    grid[0, 0].invert_yaxis()  # shared by all
+    points = [plt.Line2D([], [], color=f"C{place}", marker="o", label=name) for place, name in enumerate(models)]
+    figure.legend(handles=points, loc="outside lower center", ncols=len(models))
+    return _saved(figure, folder / "rouge.png")
 
 
 def _saved(figure, path: Path) -> Path:

@@ -5,15 +5,55 @@ Tokens come in rank order (see `asarm.order`), so that a mask is one integer a r
 Shapes: B rows of the batch, C content tokens, Q queries, E width, V vocabulary.
 """
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
 from transformers import PreTrainedModel
 
 from asarm.cache import KeyValueCache
+from asarm.loss import cross_entropy
 from asarm.models.linear import linear
+
+BLOCK_ROWS = 128
+
+
+def joined_contexts(content_context: torch.Tensor, query_context: torch.Tensor) -> torch.Tensor:
+    """Contexts [1 or B, C] and [1 or B, Q] of the two streams -> [1 or B, C + Q]."""
+    rows = max(len(content_context), len(query_context))
+    return torch.cat((content_context.expand(rows, -1), query_context.expand(rows, -1)), dim=1)
+
+
+class RowBlock(NamedTuple):
+    """Rows of the network that read keys together: rows first..stop-1, of which none sees more than `reach` ranks."""
+
+    first: int
+    stop: int
+    reach: int
+
+
+def row_blocks(context: torch.Tensor, count: int, seen: int) -> tuple[list[RowBlock], list[RowBlock]]:
+    """Blocks of all rows, and of the queries alone. context: [1 or B, R] of `joined_contexts`, `count` rows of content.
+
+    Contexts grow along each stream, so that in a pass over whole texts a block leaves out the keys of later ranks: half
+    of all scores. The few rows of a decoding step are one block; so are all rows for a compiler, which does not wait
+    for values.
+    """
+    rows = context.shape[1]
+    queries = [RowBlock(count, rows, seen)]
+    if rows <= BLOCK_ROWS or torch.compiler.is_compiling():
+        return [RowBlock(0, rows, seen)], queries
+    bounds = [*range(0, count, BLOCK_ROWS), *range(count, rows, BLOCK_ROWS), rows]
+    furthest = context.clamp(1, seen).amax(0)  # [R]
+    reaches = torch.stack([furthest[a:b].max() for a, b in pairwise(bounds)]).tolist()
+    blocks = [RowBlock(a, b, reach) for (a, b), reach in zip(pairwise(bounds), reaches, strict=True)]
+    return blocks, [block for block in blocks if block.first >= count] or queries
 
 
 class AnyOrderModel(PreTrainedModel):
     """A two-stream model in rank order. Its config has `vocab_size`, `n_positions` and `mask_token_id`."""
+
+    supports_gradient_checkpointing = True
 
     def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> KeyValueCache:
         """An empty cache for `batch` rows of at most `capacity` ranks, all at positions below `span`.
@@ -38,6 +78,7 @@ class AnyOrderModel(PreTrainedModel):
         content_context: [B, C] int64, how many ranks each of them sees, itself counted (at least 1).
         query_positions: [B, Q] int64, the places to be predicted.
         query_context: [B, Q] int64, how many ranks each query sees; 0 is allowed.
+        Contexts that are the same in all rows may be given once, as [1, C] and [1, Q]: masks are then shared.
         cache: takes the keys and values of the tokens; its lengths are left to the caller.
 
         Where the context lets a row see fewer ranks than there are, the rest of the row is padding.
@@ -55,6 +96,13 @@ class AnyOrderModel(PreTrainedModel):
             logits[..., self.config.mask_token_id] = float("-inf")
         return logits
 
-    def forward(self, *arguments, **keywords) -> torch.Tensor:
-        """One function evaluation: logits [B, Q, V] of the queries. Arguments as in `hidden`."""
-        return self.logits(self.hidden(*arguments, **keywords))
+    def forward(self, *arguments, targets: torch.Tensor | None = None, **keywords) -> torch.Tensor:
+        """One function evaluation: logits [B, Q, V] of the queries. Arguments as in `hidden`.
+
+        targets: [B, Q] int64, the queries' tokens, if only their negative log-likelihoods [B, Q] (nats, float32) are
+            wanted, as in training: the logits then never exist whole.
+        """
+        hidden = self.hidden(*arguments, **keywords)
+        if targets is None:
+            return self.logits(hidden)
+        return cross_entropy(hidden, *self.output_layer(), targets, never=self.config.mask_token_id)

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asarm.cache import KeyValueCache
-from asarm.models.backbone import AnyOrderModel
+from asarm.models.backbone import AnyOrderModel, RowBlock, joined_contexts, row_blocks
 from asarm.models.linear import linear
+from asarm.models.recompute import recomputed
 
 
 class AnyOrderGPT2Config(PretrainedConfig):
@@ -72,22 +74,41 @@ class Attention(nn.Module):
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # [B, R, E] -> [B, H, R, D]
 
-    def keys_values(self, content: torch.Tensor, rotary) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys, turned by their positions, and values of the content stream: [B, C, E] -> 2 x [B, H, C, D]."""
+    def keys_values(self, norm: nn.Module, content: torch.Tensor, rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys, turned by their positions, and values of the content stream before its norm: [B, C, E] -> 2 x
+        [B, H, C, D]."""
         width = content.shape[-1]
-        keys, values = linear(content, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        weight, bias = self.qkv.weight[width:], self.qkv.bias[width:]
+        keys, values = recomputed(lambda x: linear(norm(x), weight, bias), content).chunk(2, dim=-1)
         return rotate(self.heads(keys), *rotary), self.heads(values)
 
-    def attend(self, x, rotary, keys, values, visible, empty) -> torch.Tensor:
-        """Rows x [B, R, E] read keys and values [B, H, T, D] where visible [B, 1, R, T]; empty [B, R, 1] read none."""
+    def attend(self, norm: nn.Module, x: torch.Tensor, rotary, keys, values, blocks, mask, empty) -> torch.Tensor:
+        """Rows x [B, R, E] before their norm, cut into `blocks`, read keys and values [B, H, T, D].
+
+        mask [1 or B, 1, C + Q, T] is added to the scores; empty [1 or B, R, 1] read nothing.
+        """
         width = x.shape[-1]
-        queries = rotate(self.heads(linear(x, self.qkv.weight[:width], self.qkv.bias[:width])), *rotary)
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)  # [B, H, R, D]
-        out = out.transpose(1, 2).flatten(2).masked_fill(empty, 0.0)  # [B, R, E]
-        return linear(out, self.proj.weight, self.proj.bias)
+        weight, bias = self.qkv.weight[:width], self.qkv.bias[:width]
+        queries = rotate(self.heads(recomputed(lambda x: linear(norm(x), weight, bias), x)), *rotary)
+        parts = queries.split([block.stop - block.first for block in blocks], dim=2)
+        out = [
+            F.scaled_dot_product_attention(
+                part,
+                keys[:, :, : block.reach],
+                values[:, :, : block.reach],
+                attn_mask=mask[:, :, block.first : block.stop, : block.reach],
+            )
+            for part, block in zip(parts, blocks, strict=True)
+        ]  # [B, H, rows of the block, D] each
+        return recomputed(self.output, empty, *out)
+
+    def output(self, empty: torch.Tensor, *out: torch.Tensor) -> torch.Tensor:
+        """What the heads read, in blocks [B, H, ., D] -> [B, R, E]."""
+        joined = torch.cat([part.transpose(1, 2).flatten(2) for part in out], dim=1).masked_fill(empty, 0.0)
+        return linear(joined, self.proj.weight, self.proj.bias)
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     def __init__(self, config: AnyOrderGPT2Config):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -97,8 +118,27 @@ class Block(nn.Module):
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = F.gelu(linear(self.ln_2(x), self.fc.weight, self.fc.bias), approximate="tanh")
-        return linear(hidden, self.proj.weight, self.proj.bias)
+        hidden = recomputed(lambda x: linear(self.ln_2(x), self.fc.weight, self.fc.bias), x)
+        return recomputed(
+            lambda hidden: linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias), hidden
+        )
+
+    def forward(self, x, count: int, blocks: list[RowBlock], rotary, mask, empty, cache=None, index: int = 0):
+        """Rows x [B, R, E], of which the first `count` are content -> the rows of `blocks`, the last of the R.
+
+        rotary, mask, empty: of all rows, see `hidden`. cache: takes the content's keys and values as layer `index`.
+        """
+        cos, sin = rotary
+        keys, values = self.attn.keys_values(self.ln_1, x[:, :count], (cos[:, :, :count], sin[:, :, :count]))
+        if cache is not None:
+            cache.write(index, keys, values)
+            keys, values = cache.read(index, mask.shape[-1])
+        elif count == 0:
+            keys = values = x.new_zeros(len(x), self.attn.n_head, 1, cos.shape[-1] * 2)
+        first = blocks[0].first
+        x, rotary = x[:, first:], (cos[:, :, first:], sin[:, :, first:])
+        x = x + self.attn.attend(self.ln_1, x, rotary, keys, values, blocks, mask, empty[:, first:])
+        return x + self.mlp(x)
 
 
 class AnyOrderGPT2(AnyOrderModel):
@@ -158,25 +198,17 @@ class AnyOrderGPT2(AnyOrderModel):
             self.config.n_embd // self.config.n_head,
             self.config.rotary_base,
         )  # [B, 1, R, D / 2]
-        context = torch.cat((content_context, query_context), dim=1)  # [B, R]
+        context = joined_contexts(content_context, query_context)  # [1 or B, R]
         # With nothing to see at all one scratch key stands in, and `empty` wipes out what was read from it.
         seen = max(count, 1) if cache is None else cache.seen(context)
-        visible = torch.arange(seen, device=x.device) < context.clamp(min=1)[:, None, :, None]  # [B, 1, R, T]
-        empty = (context == 0)[..., None]  # [B, R, 1]
+        visible = torch.arange(seen, device=x.device) < context.clamp(min=1)[:, None, :, None]  # [1 or B, 1, R, T]
+        mask = torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill(~visible, float("-inf"))
+        empty = (context == 0)[..., None]  # [1 or B, R, 1]
+        every, queries = row_blocks(context, count, seen)
         for index, block in enumerate(self.blocks):
-            normed = block.ln_1(x)
-            keys, values = block.attn.keys_values(normed[:, :count], (cos[:, :, :count], sin[:, :, :count]))
-            if cache is not None:
-                cache.write(index, keys, values)
-                keys, values = cache.read(index, seen)
-            elif count == 0:
-                keys = values = x.new_zeros(len(x), block.attn.n_head, 1, cos.shape[-1] * 2)
-            if index == len(self.blocks) - 1:
-                # Nobody reads the content stream behind its last keys and values.
-                x, normed, cos, sin = x[:, count:], normed[:, count:], cos[:, :, count:], sin[:, :, count:]
-                visible, empty = visible[:, :, count:], empty[:, count:]
-            x = x + block.attn.attend(normed, (cos, sin), keys, values, visible, empty)
-            x = x + block.mlp(x)
+            # Nobody reads the content stream behind its last keys and values.
+            rows = queries if index == len(self.blocks) - 1 else every
+            x = block(x, count, rows, (cos, sin), mask, empty, cache, index)
         return self.ln_f(x)
 
     def output_layer(self) -> tuple[torch.Tensor, None]:

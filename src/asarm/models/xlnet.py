@@ -12,16 +12,20 @@ Shapes: B rows of the batch, C content tokens, Q queries, R = C + Q, T visible r
 S span (positions are below it), V vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import XLNetConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asarm.cache import KeyValueCache
 from asarm.errors import InputError
-from asarm.models.backbone import AnyOrderModel
+from asarm.models.backbone import AnyOrderModel, RowBlock, joined_contexts, row_blocks
 from asarm.models.linear import linear
+from asarm.models.recompute import recomputed
 
 
 class AnyOrderXLNetConfig(XLNetConfig):
@@ -114,23 +118,56 @@ class RelativeAttention(nn.Module):
         waves = self.dropout(sinusoids).to(self.r.dtype)
         return (self.r.flatten(1).t() @ waves.t()).unflatten(0, self.r.shape[1:])
 
-    def position_scores(self, queries: torch.Tensor, table: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Scores [B, H, R, T] of queries [B, R, H, D] by position; offsets [B, R, T] index the last axis of table."""
-        batch, rows, heads, width = queries.shape
-        queries = (queries + self.r_r_bias.to(queries.dtype)) * width**-0.5
-        by_offset = torch.bmm(queries.flatten(0, 1).transpose(0, 1), table)  # [H, B * R, 2S-1]
-        picked = by_offset.gather(2, offsets.flatten(0, 1).expand(heads, -1, -1))  # [H, B * R, T]
-        return picked.unflatten(1, (batch, rows)).transpose(0, 1)
+    def read(self, queries, keys, values, table, offsets, unseen) -> torch.Tensor:
+        """What queries [B, R, H, D] read of keys and values [B, H, T, D]: [B, R, H * D].
 
-    def attend(self, x, keys, values, table, offsets, visible, empty) -> torch.Tensor:
-        """Rows x [B, R, E] read keys and values [B, H, T, D] where visible [B, 1, R, T]; empty [B, R, 1] read none."""
-        queries = self.project(x, self.q)  # [B, R, H, D]
-        scores = self.position_scores(queries, table, offsets).masked_fill(~visible, float("-inf"))
-        queries = (queries + self.r_w_bias.to(queries.dtype)).transpose(1, 2)  # [B, H, R, D]
+        table: [H, D, offsets]. offsets: [B, R, T], a key's place on the table's last axis. unseen: [1 or B, 1, R, T].
+        """
+        batch, rows, heads, width = queries.shape
+        by_position = (queries + self.r_r_bias.to(queries.dtype)) * width**-0.5
+        by_offset = torch.bmm(by_position.flatten(0, 1).transpose(0, 1), table)  # [H, B * R, offsets]
+        picked = by_offset.gather(2, offsets.flatten(0, 1).expand(heads, -1, -1))  # [H, B * R, T]
+        scores = picked.unflatten(1, (batch, rows)).transpose(0, 1).masked_fill(unseen, float("-inf"))
+        by_content = (queries + self.r_w_bias.to(queries.dtype)).transpose(1, 2)  # [B, H, R, D]
         dropped = self.dropout.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=scores, dropout_p=dropped)
-        out = out.transpose(1, 2).flatten(2).masked_fill(empty, 0.0)  # [B, R, H * D]
-        return self.layer_norm(x + self.dropout(linear(out, self.o.flatten(1))))
+        out = F.scaled_dot_product_attention(by_content, keys, values, attn_mask=scores, dropout_p=dropped)
+        return out.transpose(1, 2).flatten(2)
+
+    def attend(self, x, keys, values, table, windows, unseen, empty) -> torch.Tensor:
+        """Rows x [B, R, E], cut into blocks, plus what they read of keys and values [B, H, T, D]; no layer norm yet.
+
+        table: [H, D, 2S-1]. windows: the blocks' offsets. unseen: [1 or B, 1, C + Q, T] bool. empty [1 or B, R, 1] read
+        nothing. Scores are as large as all else together: the backward pass makes them again.
+        """
+        queries = self.project(x, self.q)  # [B, R, H, D]
+        random, out = self.training and self.dropout.p > 0, []
+        parts = queries.split([window.rows.stop - window.rows.first for window in windows], dim=1)
+        for part, (rows, low, high, offsets) in zip(parts, windows, strict=True):
+            read = (keys[:, :, : rows.reach], values[:, :, : rows.reach], table[:, :, low:high], offsets)
+            hidden = unseen[:, :, rows.first : rows.stop, : rows.reach]
+            out.append(recomputed(self.read, part, *read, hidden, random=random))
+        joined = torch.cat(out, dim=1).masked_fill(empty, 0.0)  # [B, R, H * D]
+        return x + self.dropout(linear(joined, self.o.flatten(1)))
+
+
+class Window(NamedTuple):
+    """A block of rows with the offsets to the keys it reads: [B, rows, reach], counted from `low`, below `high`."""
+
+    rows: RowBlock
+    low: int
+    high: int
+    offsets: torch.Tensor
+
+
+def windows_of(blocks: list[RowBlock], offsets: torch.Tensor, span: int) -> list[Window]:
+    """The part of the offsets [B, C + Q, T] (0..2S-2) that each block reads."""
+    parts = [offsets[:, block.first : block.stop, : block.reach] for block in blocks]
+    if len(blocks) == 1:
+        return [Window(blocks[0], 0, 2 * span - 1, parts[0])]
+    ends = torch.stack([torch.stack(part.aminmax()) for part in parts]).tolist()
+    return [
+        Window(block, low, high + 1, part - low) for block, part, (low, high) in zip(blocks, parts, ends, strict=True)
+    ]
 
 
 class FeedForward(nn.Module):
@@ -142,17 +179,37 @@ class FeedForward(nn.Module):
         self.activation = ACT2FN[config.ff_activation]
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.activation(linear(x, self.layer_1.weight, self.layer_1.bias))
-        out = linear(self.dropout(hidden), self.layer_2.weight, self.layer_2.bias)
-        return self.layer_norm(x + self.dropout(out))
+    def contract(self, hidden: torch.Tensor) -> torch.Tensor:
+        return linear(self.dropout(self.activation(hidden)), self.layer_2.weight, self.layer_2.bias)
+
+    def forward(self, x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+        """Rows x [B, R, E] before the layer norm in front of this layer."""
+        hidden = recomputed(lambda x: linear(norm(x), self.layer_1.weight, self.layer_1.bias), x)
+        out = recomputed(self.contract, hidden, random=self.training and self.dropout.p > 0)
+        return self.layer_norm(norm(x) + self.dropout(out))
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     def __init__(self, config: AnyOrderXLNetConfig):
         super().__init__()
         self.rel_attn = RelativeAttention(config)
         self.ff = FeedForward(config)
+
+    def forward(self, x, count: int, windows: list[Window], table, unseen, empty, cache=None, index: int = 0):
+        """Rows x [B, R, E], of which the first `count` are content -> the rows of `windows`, the last of the R.
+
+        table: of this layer. unseen, empty: of all rows, see `RelativeAttention.attend`. cache: takes the content's
+        keys and values as layer `index`.
+        """
+        keys, values = self.rel_attn.keys_values(x[:, :count])
+        if cache is not None:
+            cache.write(index, keys, values)
+            keys, values = cache.read(index, unseen.shape[-1])
+        elif count == 0:
+            keys = values = x.new_zeros(len(x), len(table), 1, table.shape[1])
+        first = windows[0].rows.first
+        summed = self.rel_attn.attend(x[:, first:], keys, values, table, windows, unseen, empty[:, first:])
+        return self.ff(summed, self.rel_attn.layer_norm)
 
 
 class Transformer(nn.Module):
@@ -221,11 +278,11 @@ class AnyOrderXLNet(AnyOrderModel):
         x = torch.cat((self.transformer.word_embedding(tokens), starts), dim=1)  # [B, R, E]
         x = self.transformer.dropout(x)
         row_positions = torch.cat((positions, query_positions), dim=1)  # [B, R]
-        context = torch.cat((content_context, query_context), dim=1)  # [B, R]
+        context = joined_contexts(content_context, query_context)  # [1 or B, R]
         # With nothing to see at all one scratch key stands in, and `empty` wipes out what was read from it.
         seen = max(count, 1) if cache is None else cache.seen(context)
-        visible = torch.arange(seen, device=x.device) < context.clamp(min=1)[:, None, :, None]  # [B, 1, R, T]
-        empty = (context == 0)[..., None]  # [B, R, 1]
+        unseen = torch.arange(seen, device=x.device) >= context.clamp(min=1)[:, None, :, None]  # [1 or B, 1, R, T]
+        empty = (context == 0)[..., None]  # [1 or B, R, 1]
         if cache is not None:
             cache.write_positions(positions)
             key_positions, tables = cache.positions[:, :seen], cache.tables
@@ -234,17 +291,11 @@ class AnyOrderXLNet(AnyOrderModel):
             tables = self.offset_tables(int(row_positions.max()) + 1)
         middle = tables[0].shape[-1] // 2  # where the offset is 0
         offsets = row_positions[:, :, None] - key_positions[:, None, :] + middle  # [B, R, T], 0..2S-2
+        every, queries = (windows_of(blocks, offsets, middle + 1) for blocks in row_blocks(context, count, seen))
         for index, (block, table) in enumerate(zip(self.transformer.layer, tables, strict=True)):
-            keys, values = block.rel_attn.keys_values(x[:, :count])
-            if cache is not None:
-                cache.write(index, keys, values)
-                keys, values = cache.read(index, seen)
-            elif count == 0:
-                keys = values = x.new_zeros(batch, self.config.n_head, 1, self.config.d_head)
-            if index == len(tables) - 1:
-                # Nobody reads the content stream behind its last keys and values.
-                x, offsets, visible, empty = x[:, count:], offsets[:, count:], visible[:, :, count:], empty[:, count:]
-            x = block.ff(block.rel_attn.attend(x, keys, values, table, offsets, visible, empty))
+            # Nobody reads the content stream behind its last keys and values.
+            rows = queries if index == len(tables) - 1 else every
+            x = block(x, count, rows, table, unseen, empty, cache, index)
         return self.transformer.dropout(x)
 
     def output_layer(self) -> tuple[torch.Tensor, torch.Tensor]:

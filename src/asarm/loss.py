@@ -1,0 +1,89 @@
+"""Cross-entropy straight from final states, a slice of the vocabulary at a time: [Q, V] logits never exist whole.
+
+The forward pass keeps the log normaliser of each query; the backward pass makes each slice of logits again (one product
+more than keeping them would need) and writes each slice of the weight's gradient once.
+
+Shapes: Q queries, E width, V vocabulary, W width of a slice of the vocabulary.
+"""
+
+import torch
+
+SLICE_ELEMENTS = 2**23  # of the logits that exist at a time: 32 MB in float32
+
+
+def cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    never: int | None = None,
+    elements: int = SLICE_ELEMENTS,
+) -> torch.Tensor:
+    """Negative log-likelihoods [...] (nats, float32) of targets [...] int64 under softmax(hidden weight^T + bias).
+
+    hidden: [..., E]. weight: [V, E]. bias: [V] or None. never: a token that has probability 0 (the mask token).
+    elements: most logits to hold at a time. Products run in the dtype of autocast where it is on, sums in float32.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    flat = hidden.flatten(0, -2)
+    width = max(1, elements // max(1, len(flat)))
+    return _SlicedCrossEntropy.apply(flat, weight, bias, targets.flatten(), never, width).view(targets.shape)
+
+
+def _slices(size: int, width: int) -> list[slice]:
+    return [slice(start, min(start + width, size)) for start in range(0, size, width)]
+
+
+def _logits(hidden, weight, bias, part: slice, never: int | None) -> torch.Tensor:
+    """Logits [Q, W] (float32) of one slice of the vocabulary."""
+    logits = torch.nn.functional.linear(hidden, weight[part], None if bias is None else bias[part]).float()
+    if never is not None and part.start <= never < part.stop:
+        logits[:, never - part.start] = float("-inf")
+    return logits
+
+
+class _SlicedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, never, width):
+        normaliser = hidden.new_full(targets.shape, float("-inf"), dtype=torch.float32)  # [Q]
+        chosen = torch.zeros_like(normaliser)  # [Q], the targets' logits
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part in _slices(len(weight), width):
+                logits = _logits(hidden, weight, bias, part, never)
+                normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
+                column = (targets - part.start).clamp(0, logits.shape[1] - 1)
+                here = (targets >= part.start) & (targets < part.stop)
+                chosen = torch.where(here, logits.gather(1, column[:, None])[:, 0], chosen)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.never, ctx.width = never, width
+        return normaliser - chosen
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        """With p the softmax and y the one-hot target, the gradient of the logits is upstream * (p - y)."""
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        hidden_grad = torch.zeros_like(hidden, dtype=torch.float32) if for_hidden else None
+        weight_grad = torch.empty_like(weight) if for_weight else None
+        bias_grad = torch.empty_like(bias) if bias is not None and for_bias else None
+        rows = torch.arange(len(targets), device=targets.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part in _slices(len(weight), ctx.width):
+                grad = _logits(hidden, weight, bias, part, ctx.never)  # [Q, W], logits at first
+                grad.sub_(normaliser[:, None]).exp_()
+                column = (targets - part.start).clamp(0, grad.shape[1] - 1)
+                here = (targets >= part.start) & (targets < part.stop)
+                grad[rows, column] -= here.float()
+                grad.mul_(upstream[:, None])
+                if bias_grad is not None:
+                    bias_grad[part] = grad.sum(0)
+                grad = grad.to(hidden.dtype)
+                if hidden_grad is not None:
+                    hidden_grad += grad @ weight[part]
+                if weight_grad is not None:
+                    torch.mm(grad.t(), hidden, out=weight_grad[part])
+        return hidden_grad if hidden_grad is None else hidden_grad.to(hidden.dtype), weight_grad, bias_grad, *[None] * 3
