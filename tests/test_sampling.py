@@ -14,8 +14,8 @@ from asarm.sampling.noise import TOKEN, VERDICT, Noise
 ALL = [
     SamplerConfig(sampler="sequential"),
     SamplerConfig(sampler="parallel", steps=3),
-    *(SamplerConfig(draft=d, coupling=c, k=4) for d in ("self", "ngram") for c in ("residual", "gumbel")),
-    *(SamplerConfig(sampler="fused", coupling=c, k=4) for c in ("residual", "gumbel")),
+    *(SamplerConfig(draft=d, coupling=c, k=4) for d in ("self", "ngram") for c in ("residual", "block", "gumbel")),
+    *(SamplerConfig(sampler="fused", coupling=c, k=4) for c in ("residual", "block", "gumbel")),
 ]
 
 

@@ -18,25 +18,31 @@ class SamplerConfig:
     """How targets are filled. See `asarm.sampling`."""
 
     sampler: str = option("assd", "sequential, assd, fused or parallel (the last is not exact)")
-    draft: str = option("self", "what proposes tokens in assd: self (the model) or ngram (a bigram table)")
-    coupling: str = option("residual", "how drafts meet the target law: residual or gumbel")
+    draft: str = option(
+        "self", "what drafts: self (the model), ngram (assd: a bigram table), blind (fused: no draft head)"
+    )
+    coupling: str = option("residual", "how drafts meet the target law: residual, block or gumbel")
     k: int = option(5, "tokens drafted in one iteration of assd or fused")
+    adaptive: bool = option(False, "fused drafts as many tokens, k at most, as it measures to be fastest")
     steps: int = option(16, "network calls of the parallel sampler")
     temperature: float = option(1.0, "divides the logits")
     tolerance: float = option(0.0, "accept with min(1, p/q + tolerance); above 0 the law is no longer exact")
 
     def __post_init__(self):
         _check(self.sampler in ("sequential", "assd", "fused", "parallel"), f"unknown sampler {self.sampler!r}")
-        _check(self.draft in ("self", "ngram"), f"unknown draft {self.draft!r}: choose self or ngram")
-        _check(self.coupling in ("residual", "gumbel"), f"unknown coupling {self.coupling!r}: residual or gumbel")
-        _check(self.sampler != "fused" or self.draft == "self", "fused drafts by the model itself: use draft self")
+        _check(self.draft in ("self", "ngram", "blind"), f"unknown draft {self.draft!r}: choose self, ngram or blind")
+        known = ("residual", "block", "gumbel")
+        _check(self.coupling in known, f"unknown coupling {self.coupling!r}: choose {', '.join(known)}")
+        _check(self.sampler != "fused" or self.draft != "ngram", "fused drafts by the model: use draft self or blind")
+        _check(self.sampler == "fused" or self.draft != "blind", "draft blind (without draft head) is for fused only")
         _check(self.k >= 1, f"k must be at least 1, not {self.k}")
+        _check(not self.adaptive or self.sampler == "fused", "adaptive needs the fused sampler")
         _check(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
         _check(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
         _check(0 <= self.tolerance <= 1, f"tolerance must lie in [0, 1], not {self.tolerance}")
         _check(
             self.tolerance == 0 or self.coupling == "residual",
-            "tolerance needs the residual coupling: gumbel accepts by equality",
+            "tolerance needs the residual coupling: gumbel accepts by equality, block whole prefixes at a time",
         )
 
 
@@ -48,11 +54,13 @@ class MaskingConfig:
     mask_low: float = option(0.85, "lowest masking rate after the warm-up")
     mask_high: float = option(0.99, "highest masking rate after the warm-up")
     mask_warmup_steps: int = option(0, "steps in which the rates move from mask_start to [mask_low, mask_high]")
+    mask_spans: float = option(0.0, "share of the texts whose masked tokens are one run, as gaps are; 0 is the paper's")
 
     def __post_init__(self):
         for name in ("mask_start", "mask_low", "mask_high"):
             _check(0 < getattr(self, name) < 1, f"{name} must lie in (0, 1), not {getattr(self, name)}")
         _check(self.mask_low <= self.mask_high, f"mask_low={self.mask_low} is above mask_high={self.mask_high}")
+        _check(0 <= self.mask_spans <= 1, f"mask_spans must lie in [0, 1], not {self.mask_spans}")
         _check(self.mask_warmup_steps >= 0, f"mask_warmup_steps must be at least 0, not {self.mask_warmup_steps}")
 
     def rate(self, step: int, quantile: float) -> float:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from asarm.cache import KeyValueCache
 from asarm.loss import cross_entropy
+from asarm.models.draft_head import DraftHead
 from asarm.models.linear import linear
 
 BLOCK_ROWS = 128
@@ -51,9 +52,20 @@ def row_blocks(context: torch.Tensor, count: int, seen: int) -> tuple[list[RowBl
 
 
 class AnyOrderModel(PreTrainedModel):
-    """A two-stream model in rank order. Its config has `vocab_size`, `n_positions` and `mask_token_id`."""
+    """A two-stream model in rank order. Its config has `vocab_size`, `n_positions`, `mask_token_id` and `draft_head`.
+
+    draft_head: the head that config.draft_head, its hidden width, asks for; None where that is 0.
+    """
 
     supports_gradient_checkpointing = True
+
+    def add_draft_head(self, width: int) -> None:
+        """Give the model the draft head that `config.draft_head` asks for. width: of final states.
+
+        The network is trained without it, and it without the network (`asarm.draft_training`).
+        """
+        hidden = self.config.draft_head
+        self.draft_head = DraftHead(width, hidden).requires_grad_(False) if hidden else None
 
     def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> KeyValueCache:
         """An empty cache for `batch` rows of at most `capacity` ranks, all at positions below `span`.
@@ -95,6 +107,13 @@ class AnyOrderModel(PreTrainedModel):
         if self.config.mask_token_id is not None:
             logits[..., self.config.mask_token_id] = float("-inf")
         return logits
+
+    def follow(self, states: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+        """Final states [B, Q, E] of drafting queries -> those that know the tokens [B, Q] to the left of their places.
+
+        For models with a draft head (`draft_head` is not None).
+        """
+        return self.draft_head(states, self.get_input_embeddings()(left))
 
     def forward(self, *arguments, targets: torch.Tensor | None = None, **keywords) -> torch.Tensor:
         """One function evaluation: logits [B, Q, V] of the queries. Arguments as in `hidden`.

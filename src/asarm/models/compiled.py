@@ -94,6 +94,15 @@ class CompiledModel:
         """As in `AnyOrderModel`."""
         return self.model.logits(hidden)
 
+    @property
+    def draft_head(self):
+        """As in `AnyOrderModel`."""
+        return self.model.draft_head
+
+    def follow(self, states: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+        """As in `AnyOrderModel`."""
+        return self.model.follow(states, left)
+
     def __call__(self, *arguments, **keywords) -> torch.Tensor:
         """As in `AnyOrderModel`."""
         return self.logits(self.hidden(*arguments, **keywords))

@@ -20,7 +20,10 @@ from asarm.models.recompute import recomputed
 
 
 class AnyOrderGPT2Config(PretrainedConfig):
-    """Shape of the model. Names are GPT-2's; `rotary_base` is the base of the rotary frequencies."""
+    """Shape of the model. Names are GPT-2's; `rotary_base` is the base of the rotary frequencies.
+
+    draft_head: hidden width of the draft head (`asarm.models.draft_head`); 0 for none.
+    """
 
     model_type = "asarm-gpt2"
 
@@ -35,6 +38,7 @@ class AnyOrderGPT2Config(PretrainedConfig):
         initializer_range: float = 0.02,
         rotary_base: float = 10000.0,
         mask_token_id: int | None = None,
+        draft_head: int = 0,
         **kwargs,
     ):
         if n_embd % n_head or (n_embd // n_head) % 2:
@@ -48,6 +52,7 @@ class AnyOrderGPT2Config(PretrainedConfig):
         self.initializer_range = initializer_range
         self.rotary_base = rotary_base
         self.mask_token_id = mask_token_id
+        self.draft_head = draft_head
         super().__init__(**kwargs)
 
 
@@ -153,6 +158,7 @@ class AnyOrderGPT2(AnyOrderModel):
         self.query_vector = nn.Parameter(torch.zeros(config.n_embd))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.add_draft_head(config.n_embd)
         self.post_init()
 
     @torch.no_grad()

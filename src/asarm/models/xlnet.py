@@ -33,10 +33,12 @@ class AnyOrderXLNetConfig(XLNetConfig):
 
     n_positions: longest text that is accepted, in tokens. The weights set no limit; XLNet was trained on 512.
     mask_token_id: the token that is never sampled; `asarm.models.load` takes it from the tokenizer.
+    draft_head: hidden width of the draft head (`asarm.models.draft_head`); 0 for none.
     """
 
     n_positions: int = 1024
     mask_token_id: int | None = None
+    draft_head: int = 0
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Write config.json; it names the class of `transformers` that loads the weights too."""
@@ -235,6 +237,7 @@ class AnyOrderXLNet(AnyOrderModel):
         super().__init__(config)
         self.transformer = Transformer(config)
         self.lm_loss = nn.Linear(config.d_model, config.vocab_size)
+        self.add_draft_head(config.d_model)
         self.post_init()
 
     @torch.no_grad()

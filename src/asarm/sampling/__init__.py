@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from asarm.config import SamplerConfig
+from asarm.sampling.adaptive import AdaptivePlan, measured_costs
 from asarm.sampling.fused import sample_fused
 from asarm.sampling.parallel import sample_parallel
 from asarm.sampling.result import SampleResult, TraceStep
@@ -48,8 +49,11 @@ def sample(
         raise ValueError(f"{len(seeds)} seeds for {len(tokens)} rows")
     if not target.any(dim=1).all():
         raise ValueError("a row has no target: there is nothing to fill")
+    extra = {}
+    if config.adaptive:
+        extra["plan"] = AdaptivePlan(measured_costs(model, *tokens.shape, config.coupling), config.k)
     start = _now(model)
-    result = SAMPLERS[config.sampler](model, tokens, given, target, config, seeds, trace)
+    result = SAMPLERS[config.sampler](model, tokens, given, target, config, seeds, trace, **extra)
     result.seconds = _now(model) - start
     return result
 

@@ -20,12 +20,12 @@ def successors(text: torch.Tensor, known: torch.Tensor, left: torch.Tensor, has_
     return law / law.sum(1, keepdim=True)
 
 
-def ngram_drafts(state: Decoding, gumbel: torch.Tensor, ranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def ngram_drafts(state: Decoding, choice, ranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Drafts [B, K] for the next ranks, each given the token to its left (decoded or drafted), and log laws [B, K, V].
 
-    gumbel: [B, K, V], the noise to draw with. ranks: [B, K] int64, the ranks to draft for.
+    choice: what to draw with. ranks: [B, K] int64, the ranks to draft for.
     """
-    width = int(state.total.max())
+    width, vocab_size = int(state.total.max()), state.model.config.vocab_size
     size = int(state.positions.max()) + 1
     text = state.tokens.new_zeros(len(state.tokens), size).scatter(
         1, state.positions[:, :width], state.tokens[:, :width]
@@ -38,9 +38,9 @@ def ngram_drafts(state: Decoding, gumbel: torch.Tensor, ranks: torch.Tensor) -> 
         place = state.positions.gather(1, ranks[:, index : index + 1])  # [B, 1]
         before = (place - 1).clamp(min=0)
         has_left = (place > 0) & readable.gather(1, before)
-        law = successors(text, known, text.gather(1, before)[:, 0], has_left[:, 0], gumbel.shape[-1])
+        law = successors(text, known, text.gather(1, before)[:, 0], has_left[:, 0], vocab_size)
         log_laws.append(law.log())
-        drafts.append((log_laws[-1] + gumbel[:, index]).argmax(-1))
+        drafts.append(choice.tokens(log_laws[-1][:, None], slice(index, index + 1))[:, 0])
         # Behind a row's end the place is scratch, but it must not spoil what is known of the text.
         spoils = known.gather(1, place)
         text = text.scatter(1, place, torch.where(spoils, text.gather(1, place), drafts[-1][:, None]))

@@ -2,6 +2,7 @@
 
 So a row's text depends on its seed alone: not on the batch around it, nor on how many drafts were thrown away. A
 draft that was never judged leaves its number unused, so that the number may serve again and every law stays exact.
+Where verdicts look at all drafts at once, every round takes new numbers instead (`renewed`).
 The generator is the output function of SplitMix64 (Steele, Lea & Flood 2014), applied to keys and counters.
 """
 
@@ -32,13 +33,17 @@ class Noise:
     def __init__(self, seeds: torch.Tensor):
         self.seeds = seeds
 
+    def renewed(self) -> "Noise":
+        """Other numbers for the same rows, as a function of these."""
+        return Noise(_mix_(self.seeds * _GOLDEN - 1))
+
     def _keys(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
         keys = _mix_(_mix_(self.seeds * _GOLDEN + stream + 1)[:, None] + positions * _GOLDEN)
         return _mix_(keys + _GOLDEN)  # [B, K]
 
     def uniform(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
-        """One number in [0, 1) for each position: [B, K] int64 -> [B, K] float32."""
-        return _shifted(self._keys(positions, stream), 40).float() * 2.0**-24
+        """One number in [0, 1) for each position: [B, K] int64 -> [B, K] float64."""
+        return _shifted(self._keys(positions, stream), 11).double() * 2.0**-53
 
     def gumbel(self, positions: torch.Tensor, vocab_size: int, stream: int) -> torch.Tensor:
         """Standard Gumbel noise for each position and token: [B, K] int64 -> [B, K, V] float32.
@@ -50,3 +55,33 @@ class Noise:
         bits = _mix_(self._keys(positions, stream)[..., None] + counters)
         minus_uniform = _shifted(bits, 11).float().mul_(-(2.0**-53)).clamp_(2.0**-24 - 1, -(2.0**-54))
         return minus_uniform.log1p_().neg_().log_().neg_()
+
+
+class GumbelChoice:
+    """Chooses tokens by the largest of log p + g: laws that are near make the same choice. values: [B, K, V]."""
+
+    def __init__(self, noise: Noise, positions: torch.Tensor, vocab_size: int, stream: int):
+        self.values = noise.gumbel(positions, vocab_size, stream)
+
+    def tokens(self, log_laws: torch.Tensor, at: slice = slice(None)) -> torch.Tensor:
+        """Tokens [B, K'] drawn from laws [B, K', V] for the places `at` of the K."""
+        return (log_laws + self.values[:, at]).argmax(-1)
+
+
+def inverted(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Tokens [...] with these weights [..., V] (not normalised), by inverting the cumulative law at uniform [...]."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    # The first token whose cumulative weight is above: never one of weight 0, unless all are.
+    wanted = uniform[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, wanted, right=True)[..., 0].clamp(max=weights.shape[-1] - 1)
+
+
+class UniformChoice:
+    """Chooses tokens by inverting the cumulative law: one number a place, not one a token. values: [B, K]."""
+
+    def __init__(self, noise: Noise, positions: torch.Tensor, vocab_size: int, stream: int):
+        self.values = noise.uniform(positions, stream)
+
+    def tokens(self, log_laws: torch.Tensor, at: slice = slice(None)) -> torch.Tensor:
+        """As in `GumbelChoice`."""
+        return inverted(log_laws.exp(), self.values[:, at])

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from asarm.order import rank_order
-from asarm.sampling.noise import Noise
+from asarm.sampling.noise import TOKEN, GumbelChoice, Noise, UniformChoice
 from asarm.sampling.result import SampleResult, TraceStep
 
 
@@ -20,7 +20,8 @@ class Decoding:
         """window: most drafts judged at once. ahead: most ranks, from the next one on, asked for at once."""
         order = rank_order(given, target)
         device = tokens.device
-        self.model, self.temperature = model, config.temperature
+        self.model, self.temperature, self.coupling = model, config.temperature, config.coupling
+        self.head = config.draft == "self" and model.draft_head is not None
         self.total, self.decoded = order.length, order.prompt_length.clone()
         width = int(self.total.max())
         # Those asked for at the last rank lie behind the row's end.
@@ -75,6 +76,11 @@ class Decoding:
         """One function evaluation: the laws [B, Q, V] of the tokens at `ranks`; arguments as in `states`."""
         return self.laws(self.states(upto, ranks, contexts))
 
+    def choice(self, positions: torch.Tensor) -> GumbelChoice | UniformChoice:
+        """What draws drafts for the places [B, K] of the text, such that the coupling can do its work."""
+        kind = GumbelChoice if self.coupling == "gumbel" else UniformChoice
+        return kind(self.noise, positions, self.model.config.vocab_size, TOKEN)
+
     def place(self, ranks: torch.Tensor, tokens: torch.Tensor) -> None:
         """Write tokens [B, K] at ranks [B, K], as drafts: nothing is settled."""
         self.tokens.scatter_(1, ranks, tokens)
@@ -90,6 +96,8 @@ class Decoding:
         index = torch.arange(drafts.shape[1], device=accepted.device)
         self.count((index <= accepted[:, None]) & (index < size[:, None]), index < accepted[:, None])
         self.record(drafts, size, accepted, added.long())
+        if self.coupling == "block":
+            self.noise = self.noise.renewed()
         return self.settle(accepted, added.long(), evaluations)
 
     def settle(self, accepted: torch.Tensor, added: torch.Tensor, evaluations: torch.Tensor) -> torch.Tensor:
