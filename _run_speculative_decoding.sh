@@ -13,12 +13,12 @@
 # interrupted goes on. On Slurm give partition, account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper
 set -euo pipefail
 
-# Slurm runs a copy of this script from its spool folder: the repository is then where sbatch was called, or where the
-# script lay that sbatch was given.
+# Slurm runs a copy of this script from its spool folder: the repository is then where the script lay that sbatch was
+# given, or else where sbatch was called.
 submitted() {
     [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p'
 }
-for repo in "$(dirname "${BASH_SOURCE[0]}")" "${SLURM_SUBMIT_DIR-}" "$(submitted)"; do
+for repo in "$(dirname "${BASH_SOURCE[0]}")" "$(submitted)" "${SLURM_SUBMIT_DIR-}"; do
     [ -f "$repo/src/scripts/environment.sh" ] && break
 done
 repo=$(cd "$repo" && pwd)

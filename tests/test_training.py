@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from models import tiny_gpt2
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
 from xlnet_tokenizer import train_xlnet_tokenizer
 
@@ -17,7 +18,7 @@ from asarm import data, load
 from asarm.cli.train import parse_arguments
 from asarm.config import DataConfig, DraftLossConfig, MaskingConfig, ModelConfig, TrainingConfig
 from asarm.errors import InputError
-from asarm.objective import draft_queries, log_prob, random_targets, training_loss
+from asarm.objective import draft_queries, log_prob, random_targets, training_loss, training_targets
 from asarm.order import rank_order
 from asarm.trainer import Trainer
 
@@ -47,6 +48,31 @@ def test_training_loss_is_the_mean_log_density():
     assert losses.draft is None
     expected = -log_prob(model, tokens, ~target).sum() / target.sum()
     torch.testing.assert_close(losses.joint.detach(), expected)
+
+
+def test_a_share_of_the_texts_has_its_targets_in_one_run():
+    target = training_targets(400, 20, 0.3, 0.5, torch.Generator().manual_seed(0))
+    assert (target.sum(1) == 6).all()
+    starts = (target & ~torch.nn.functional.pad(target, (1, 0))[:, :-1]).sum(1)  # runs of each text
+    assert 160 < int((starts == 1).sum()) < 250
+    first = target.long().argmax(1)[starts == 1]
+    assert set(first.tolist()) == set(range(15))  # wherever a run of 6 fits
+    every = training_targets(50, 20, 0.3, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(every, span_targets_by_hand(every))
+
+
+def span_targets_by_hand(target):
+    """Runs of as many targets from the first one on."""
+    first, places = target.long().argmax(1, keepdim=True), torch.arange(target.shape[1])
+    return (places >= first) & (places < first + target.sum(1, keepdim=True))
+
+
+def test_spans_change_the_targets_of_the_loss_alone():
+    model, generator = tiny_gpt2(20), torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 19, (3, 16), generator=generator)
+    losses = training_loss(model, tokens, 0.6, DraftLossConfig(), torch.Generator().manual_seed(5), span_share=1.0)
+    target = training_targets(3, 16, 0.6, 1.0, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(losses.joint.detach(), -log_prob(model, tokens, ~target).sum() / target.sum())
 
 
 def test_draft_queries_stay_between_prompt_and_rank():
@@ -159,14 +185,14 @@ def test_training_can_start_from_other_models(tmp_path, kind):
     first = Trainer(*settings(tmp_path, init_from=str(folder), max_steps=10, eval_decodings=0)).run()
     assert first["nll_0.5"] < 6
     long = {"init_from": str(folder), "max_steps": 12, "output_dir": str(tmp_path / "long"), "eval_decodings": 0}
-    whole = Trainer(*settings(tmp_path, **long))
-    whole.run()
+    Trainer(*settings(tmp_path, **long)).run()
+    whole = load_file(tmp_path / "long/model/model.safetensors")
     shutil.rmtree(tmp_path / "long" / "checkpoint-000012")
     again = Trainer(*settings(tmp_path, **long))
     assert again.step == 10
     again.run()
-    for name, value in whole.loss.state_dict().items():
-        assert torch.equal(value, again.loss.state_dict()[name]), name
+    for name, value in load_file(tmp_path / "long/model/model.safetensors").items():
+        assert torch.equal(value, whole[name]), name
 
 
 def first_losses(tmp_path, name, **changes):

@@ -5,9 +5,15 @@ import logging
 import sys
 
 COMMANDS = {
-    "train": "train a model on local text files",
+    "train": "train a model on local files or a streamed dataset",
+    "sources": "Python sources of this installation as a corpus to train on",
+    "draft_head": "train a draft head for a model, for faster decoding",
     "infill": "fill the gaps (___) of a text",
     "decode": "decode real text speculatively and sequentially, and compare",
+    "stories": "fill gaps in stories, and compare with what was there",
+    "language": "LAMBADA's last words and HellaSwag's endings",
+    "code": "complete code between prompt and suffix, and run its tests",
+    "harness": "any task of lm-evaluation-harness (its options; --model asarm)",
 }
 
 
@@ -17,7 +23,7 @@ def main() -> int:
     if not arguments or arguments[0] not in COMMANDS:
         print("usage: python -m asarm COMMAND [options]\n", file=sys.stderr)
         for name, text in COMMANDS.items():
-            print(f"  {name:8} {text}", file=sys.stderr)
+            print(f"  {name:10} {text}", file=sys.stderr)
         return 2
     try:
         importlib.import_module(f"asarm.cli.{arguments[0]}").main(arguments[1:])

@@ -61,3 +61,21 @@ def memory_estimate(
         "activations": float(layers * kept),
         "in passing": float(passing),
     }
+
+
+def largest_batches(*arguments, checkpointing: bool, cards: tuple[int, ...] = (16, 24, 48, 80)) -> dict[int, int]:
+    """The largest batch that fits into cards of so many GB, by `memory_estimate`, with a tenth of the card and 1 GB to
+    spare. arguments: config, parameters, length, targets, drafted, bf16."""
+    config, parameters, *shape = arguments
+
+    def fits(batch: int, gigabytes: int) -> bool:
+        return (
+            sum(memory_estimate(config, parameters, batch, *shape, checkpointing).values()) <= 0.9e9 * gigabytes - 1e9
+        )
+
+    found = {}
+    for gigabytes in cards:
+        found[gigabytes] = 0
+        while found[gigabytes] < 4096 and fits(found[gigabytes] + 1, gigabytes):
+            found[gigabytes] += 1
+    return found

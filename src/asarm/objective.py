@@ -25,6 +25,25 @@ def random_targets(batch: int, length: int, rate: float, generator: torch.Genera
     return torch.rand(batch, length, generator=generator).argsort(1).argsort(1) < count
 
 
+def span_targets(batch: int, length: int, rate: float, generator: torch.Generator) -> torch.Tensor:
+    """As many target positions as `random_targets`, in one run that begins anywhere: [B, N] bool."""
+    count = max(1, int(rate * length))
+    start = torch.randint(0, length - count + 1, (batch, 1), generator=generator)
+    places = torch.arange(length)
+    return (places >= start) & (places < start + count)
+
+
+def training_targets(
+    batch: int, length: int, rate: float, span_share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Targets of a batch, the same number in all rows: one run with probability span_share, else anywhere. [B, N]"""
+    target = random_targets(batch, length, rate, generator)
+    if span_share == 0:
+        return target
+    spans = span_targets(batch, length, rate, generator)
+    return torch.where(torch.rand(batch, 1, generator=generator) < span_share, spans, target)
+
+
 def draft_queries(
     order: RankOrder, config: DraftLossConfig, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,13 +64,19 @@ def draft_queries(
 
 
 def training_loss(
-    model, tokens: torch.Tensor, rate: float, draft: DraftLossConfig, generator: torch.Generator
+    model,
+    tokens: torch.Tensor,
+    rate: float,
+    draft: DraftLossConfig,
+    generator: torch.Generator,
+    span_share: float = 0.0,
 ) -> Losses:
     """Joint loss of DESIGN's objective, and the draft loss where its weight is not 0, in one pass.
 
     tokens: [B, N] int64. rate: masking rate of the whole batch. generator: on the CPU; masks and drafts come from it.
+    span_share: see `training_targets`.
     """
-    target = random_targets(*tokens.shape, rate, generator).to(tokens.device)
+    target = training_targets(*tokens.shape, rate, span_share, generator).to(tokens.device)
     order = rank_order(~target, target)
     first = int(order.prompt_length[0])
     ranks = torch.arange(first, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)  # [B, S]

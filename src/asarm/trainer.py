@@ -43,7 +43,7 @@ from asarm.errors import InputError
 from asarm.evals.baselines import masked_nll, ngram_nll
 from asarm.evals.plots import plot_training
 from asarm.files import read_json_lines, write_json, write_json_lines, write_whole
-from asarm.hardware import memory_estimate, peak_flops, text_flops
+from asarm.hardware import largest_batches, memory_estimate, peak_flops, text_flops
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import load
 from asarm.models.start import start_from
@@ -92,13 +92,13 @@ def new_optimizer(model, config: TrainingConfig) -> torch.optim.AdamW:
 class TrainingLoss(torch.nn.Module):
     """Model and objective as one module, so that wrappers (DDP, FSDP) see the whole computation as one forward pass."""
 
-    def __init__(self, model, draft: DraftLossConfig):
+    def __init__(self, model, draft: DraftLossConfig, span_share: float):
         super().__init__()
-        self.model, self.draft = model, draft
+        self.model, self.draft, self.span_share = model, draft, span_share
 
     def forward(self, tokens: torch.Tensor, rate: float, generator: torch.Generator):
         """Joint and draft loss of tokens [B, N]; the second may be None."""
-        losses = training_loss(self.model, tokens, rate, self.draft, generator)
+        losses = training_loss(self.model, tokens, rate, self.draft, generator, self.span_share)
         return losses.joint, losses.draft
 
 
@@ -183,7 +183,7 @@ class Trainer:
         self.parameters = sum(p.numel() for p in model.parameters())
         if config.torch_compile:
             model.hidden = torch.compile(model.hidden, dynamic=True)
-        loss = TrainingLoss(model.train(), draft)
+        loss = TrainingLoss(model.train(), draft, masking.mask_spans)
         self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if self.sharded:
             shard_by_block(self.accelerator, model)
@@ -479,7 +479,7 @@ class Trainer:
         if self.is_main:
             logger.info("stopped at step %d by a signal; the same command goes on from there", self.step)
             requeue()
-        self.accelerator.end_training()
+        self.close()
         return {}
 
     def finish(self, first: int, seconds: float) -> dict:
@@ -497,8 +497,18 @@ class Trainer:
             write_json(self.output / "metrics.json", metrics)
             plot_training(self.output)
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        self.close()
         return metrics
+
+    def close(self) -> None:
+        """Let go of the model and leave the group of processes.
+
+        As long as DDP's reducer is there the group is, too, whoever left it; and when gloo's threads outlive the
+        interpreter, they may abort the process at its very end.
+        """
+        self.loss = self.optimizer = None
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def baselines(self) -> dict[str, float]:
         """NLL of counted tables of (some of) the training blocks on the held-out ones, for local files."""
@@ -528,10 +538,16 @@ class Trainer:
     def dry_run(self) -> str:
         """What `run` would do: sizes, an estimate of memory, and the first packed batch as text. Writes no results."""
         config = self.config
+        shape = (self.source.block_size, *self.queries(self.masking.mask_high), config.bf16)
         memory = memory_estimate(
-            self.model_config, self.parameters, config.per_device_train_batch_size, self.source.block_size,
-            *self.queries(self.masking.mask_high), config.bf16, config.gradient_checkpointing,
+            self.model_config, self.parameters, config.per_device_train_batch_size, *shape,
+            config.gradient_checkpointing,
         )  # fmt: skip
+        batches = [
+            largest_batches(self.model_config, self.parameters, *shape, checkpointing=checkpointing)
+            for checkpointing in (False, True)
+        ]
+        fitting = ", ".join(f"{size} GB {count} ({batches[1][size]})" for size, count in batches[0].items())
         self.open_batches()
         texts = [self.codec.decode(row) for row in next(self.batches).tolist()]
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
@@ -540,6 +556,7 @@ class Trainer:
                 self.describe(),
                 f"peak learning rate {config.learning_rate * self.learning_rate_scale:.3g}",
                 f"memory of one process, estimated: {sum(memory.values()) / 2**30:.2f} GiB ({parts})",
+                f"largest batch by the same estimate (with gradient checkpointing): {fitting}",
                 *(f"--- text {index + 1} of the first batch ---\n{text}" for index, text in enumerate(texts)),
             ]
         )
