@@ -61,7 +61,7 @@ def test_every_text_is_decoded_once_by_every_variant(finished):
     lines = lines_of(finished)
     counts = {name: len(group) for name, group in stats.by_variant(lines).items()}
     full = dict.fromkeys(decoding.SAMPLERS, NUM_TEXTS)
-    assert counts == full | {"assd-self-k2": 3, "assd-ngram-k2": 3}
+    assert counts == full | {"assd-self-k2": 3, "assd-ngram-k2": 3, "fused-k2": 3}
     assert len(lines) == sum(counts.values())
     masked = LENGTH - (math.floor(0.1 * LENGTH) + 1)
     for line in lines:

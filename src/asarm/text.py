@@ -53,7 +53,7 @@ def parse_gaps(text: str, codec: TextCodec, default_gap_tokens: int, max_length:
     sizes = [int(digits) if digits else default_gap_tokens for digits in pieces[1::2]]
     if min(sizes) < 1:
         raise InputError(f"a gap of {min(sizes)} tokens in {_shown(text)}: a gap takes at least 1")
-    encoded = [_encode(codec, segment, continues=index > 0) for index, segment in enumerate(segments)]
+    encoded = [encode_segment(codec, segment, continues=index > 0) for index, segment in enumerate(segments)]
     if any(codec.mask_token_id in ids for ids in encoded):
         raise InputError(f"the text holds {codec.mask_token}: mark what to fill by ___ instead")
     length = sum(map(len, encoded)) + sum(sizes)
@@ -70,7 +70,7 @@ def parse_gaps(text: str, codec: TextCodec, default_gap_tokens: int, max_length:
     return GapText(torch.tensor(ids), ~target, target)
 
 
-def _encode(codec: TextCodec, segment: str, continues: bool) -> list[int]:
+def encode_segment(codec: TextCodec, segment: str, continues: bool) -> list[int]:
     """Token ids of a segment, so that all segments and gaps joined decode to the text."""
     ids = codec.encode(segment)
     if not (continues and ids) or segment[0].isspace():

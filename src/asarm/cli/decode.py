@@ -5,20 +5,14 @@ of 512 tokens, GPT-2-large as the judge; wants a GPU and the Hub. `tiny`: the bu
 repository, about two minutes on two cores, offline.
 """
 
-from pathlib import Path
-
-from transformers import HfArgumentParser
-
-from asarm.cli.quiet import quiet_libraries
-from asarm.errors import InputError
+from asarm.cli.presets import DATASETS, parse_with_preset, run
 from asarm.evals.decoding import DecodingEvalConfig, evaluate
 
-SAMPLE_TEXT = Path(__file__).resolve().parents[3] / "eval_datasets" / "sample_text.txt"
 PRESETS = {
     "paper": {"revision": "nlp"},
     "tiny": {
         "model": "tiny-text",
-        "text": str(SAMPLE_TEXT),
+        "text": str(DATASETS / "sample_text.txt"),
         "length": 128,
         "num_texts": 24,
         "k_sweep_texts": 8,
@@ -31,28 +25,8 @@ PRESETS = {
 
 def parse_arguments(arguments: list[str]) -> DecodingEvalConfig:
     """The settings: the dataclass's defaults, changed by the preset, changed by the options."""
-    named = bool(arguments) and not arguments[0].startswith("-")
-    preset, options = (arguments[0], arguments[1:]) if named else ("paper", arguments)
-    if preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r}: choose from {', '.join(PRESETS)}")
-    parser = HfArgumentParser(
-        DecodingEvalConfig,
-        prog="asarm decode",
-        description=__doc__,
-        usage="%(prog)s [tiny|paper] [options], or --help",
-    )
-    parser.set_defaults(output_dir=f"results/decode-{preset}", **PRESETS[preset])
-    config = parser.parse_args_into_dataclasses(options, look_for_args_file=False)[0]
-    given = {option.split("=")[0] for option in options}
-    if "--model" in given and "--revision" not in given:
-        config.revision = None  # the preset's belongs to the preset's model
-    return config
+    return parse_with_preset(DecodingEvalConfig, "decode", __doc__, PRESETS, arguments)
 
 
 def main(arguments: list[str]) -> None:
-    config = parse_arguments(arguments)
-    quiet_libraries()
-    evaluate(config)
-    output = Path(config.output_dir)
-    print((output / "table.md").read_text(encoding="utf-8"))
-    print(f"texts, metrics and plots: {output}")
+    run(parse_arguments(arguments), evaluate, "texts, metrics and plots")

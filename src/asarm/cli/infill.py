@@ -8,7 +8,6 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 
-import torch
 from rich.console import Console
 from rich.text import Text
 from transformers import HfArgumentParser
@@ -19,7 +18,8 @@ from asarm.codec import TextCodec
 from asarm.config import SamplerConfig, option
 from asarm.data import read_text
 from asarm.errors import InputError
-from asarm.models.load import load
+from asarm.models.compiled import compiled_for_decoding
+from asarm.models.ready import load_ready, pick_device
 from asarm.sampling import SampleResult, sample
 from asarm.text import GapText, Span, label_spans, parse_gaps
 
@@ -32,6 +32,9 @@ class InfillConfig:
     model: str = option("tiny-text", "a bundled model, a folder or a Hub repository")
     revision: str | None = option(None, "branch, tag or commit of a Hub repository")
     white_space: str = option("auto", "auto, plain, or tokens: as the released code models read code")
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
+    dtype: str = option("auto", "auto (bfloat16 on GPUs that have it, else float32), float32 or bfloat16")
+    compile: str = option("off", "on, off or auto (on GPUs): decoding steps by torch.compile; slow to begin")
     gap_tokens: int = option(8, "tokens of a gap without a number")
     seed: int = option(0, "the text is a function of the seed")
     samples: int = option(1, "texts to sample, in one batch, with the seeds seed, seed + 1, ...")
@@ -128,10 +131,11 @@ def main(arguments: list[str]) -> None:
     config, sampler, extra = parse_arguments(arguments)
     text = input_text(extra.text, config.file)
     quiet_libraries()
-    model, codec = load(config.model, config.revision, white_space=config.white_space)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model, codec = load_ready(
+        config.model, config.revision, config.white_space, pick_device(config.device), config.dtype
+    )
     gaps = parse_gaps(text, codec, config.gap_tokens, getattr(model.config, "n_positions", None))
-    result = fill(model, gaps, config, sampler, extra.trace)
+    result = fill(compiled_for_decoding(model, config.compile), gaps, config, sampler, extra.trace)
     if extra.json:
         print(json.dumps(as_json(config, sampler, codec, gaps, result), ensure_ascii=False, indent=2))
         return

@@ -8,7 +8,7 @@ made from that file.
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -21,19 +21,11 @@ from asarm.data import pack, read_text
 from asarm.errors import InputError
 from asarm.evals.judges import Judge, load_judge
 from asarm.evals.plots import plot_decoding
-from asarm.evals.runs import (
-    DTYPES,
-    SAMPLERS,
-    claim,
-    digest,
-    pick_device,
-    run_units,
-    sampling_seed,
-    unfinished,
-)
+from asarm.evals.runs import SAMPLERS, EvalConfig, claim, digest, run_units, sampling_seed, unfinished
 from asarm.evals.stats import summarise, table
 from asarm.files import read_json_lines, write_json, write_whole
-from asarm.models.load import load
+from asarm.models.compiled import compiled_for_decoding
+from asarm.models.ready import load_ready, pick_device
 from asarm.provenance import provenance
 from asarm.sampling import sample
 
@@ -44,16 +36,9 @@ UNIT_FIELDS = ("variant", "batch")
 
 
 @dataclass
-class DecodingEvalConfig(SamplerConfig):
-    """What is decoded, how and where to. SamplerConfig's fields hold for all variants; defaults are the paper's."""
+class DecodingEvalConfig(EvalConfig):
+    """What is decoded, how and where to; defaults are the paper's."""
 
-    # Set by `samplers` for each variant, and no options here.
-    sampler: str = field(default="assd", init=False)
-    draft: str = field(default="self", init=False)
-
-    model: str = option("therealgabeguo/ASARM", "a bundled model, a folder or a Hub repository")
-    revision: str | None = option(None, "branch, tag or commit of a Hub repository")
-    white_space: str = option("auto", "auto, plain, or tokens: as the released code models read code")
     text: str = option("", "UTF-8 text file to decode; without it, the test part of WikiText from the Hub")
     length: int = option(512, "tokens a text")
     num_texts: int = option(700, "how many texts: the first of a shuffle of all that is a function of the seed")
@@ -64,21 +49,15 @@ class DecodingEvalConfig(SamplerConfig):
     )
     k_sweep: list[int] = field(
         default_factory=lambda: [2, 3, 5, 8],
-        metadata={"help": "the assd variants are run with these k as well, on fewer texts"},
+        metadata={"help": "the variants that draft are run with these k as well, on fewer texts"},
     )
     k_sweep_texts: int = option(64, "how many texts those runs decode; 0 leaves them out")
     batch_size: int = option(16, "texts decoded together, the same for all variants")
     judge: str = option("gpt2-large", "causal language model that gives perplexities; self: the decoding model")
-    seed: int = option(0, "seeds the choice of texts, the masks and the sampling")
-    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
-    dtype: str = option("float32", f"of the decoding model: {' or '.join(DTYPES)}")
-    output_dir: str = option("", "folder for the results; a run that was interrupted there goes on")
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("length", 2), ("num_texts", 1), ("batch_size", 1), ("k_sweep_texts", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        self.check_at_least(length=2, num_texts=1, batch_size=1, k_sweep_texts=0)
         if not 0 < self.mask_rate < 1:
             raise InputError(f"mask_rate must lie in (0, 1), not {self.mask_rate}")
         if self.visible >= self.length:
@@ -86,10 +65,6 @@ class DecodingEvalConfig(SamplerConfig):
         for name in self.samplers:
             if name not in SAMPLERS:
                 raise InputError(f"unknown sampler {name!r}: choose from {', '.join(SAMPLERS)}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"unknown dtype {self.dtype!r}: choose {' or '.join(DTYPES)}")
-        if not self.output_dir:
-            raise InputError("no output_dir given")
         self.variants()
 
     @property
@@ -98,18 +73,17 @@ class DecodingEvalConfig(SamplerConfig):
         return math.floor(round((1 - self.mask_rate) * self.length, 9)) + 1  # rounded: (1 - 0.9) * 100 < 10
 
     def variants(self) -> list["Variant"]:
-        """The samplers at k for all texts, then the assd ones among them at each other k for the first few texts."""
+        """The samplers at k for all texts, then those that draft at each other k for the first few texts."""
 
         def variant(name: str, sampler: str, k: int, texts: int) -> Variant:
-            shared = {f.name: getattr(self, f.name) for f in fields(SamplerConfig) if f.init}
-            return Variant(name, sampler, SamplerConfig(**(shared | SAMPLERS[sampler] | {"k": k})), texts)
+            return Variant(name, sampler, self.sampler_config(sampler, k=k), texts)
 
         names = list(dict.fromkeys(self.samplers))
         sweep = [k for k in dict.fromkeys(self.k_sweep) if k != self.k and self.k_sweep_texts]
         return [variant(name, name, self.k, self.num_texts) for name in names] + [
             variant(f"{name}-k{k}", name, k, self.k_sweep_texts)
             for name in names
-            if SAMPLERS[name]["sampler"] == "assd"
+            if SAMPLERS[name]["sampler"] in ("assd", "fused")
             for k in sweep
         ]
 
@@ -258,8 +232,7 @@ def evaluate(config: DecodingEvalConfig) -> dict:
     """Run what is left to run, then write metrics.json, table.md and the plots to output_dir. Returns the metrics."""
     output, device = Path(config.output_dir), pick_device(config.device)
     text = load_text(config.text)
-    model, codec = load(config.model, config.revision, DTYPES[config.dtype], config.white_space)
-    model = model.to(device)
+    model, codec = load_ready(config.model, config.revision, config.white_space, device, config.dtype)
     longest = getattr(model.config, "n_positions", None)
     if longest is not None and config.length > longest:
         raise InputError(f"length={config.length} is over the {longest} positions of {config.model}: lower --length")
@@ -279,6 +252,7 @@ def evaluate(config: DecodingEvalConfig) -> dict:
         "%d texts of %d tokens, %d visible; %d of %d decodings to do",
         len(texts.index), config.length, config.visible, sum(u.size for u in todo), sum(u.size for u in units),
     )  # fmt: skip
+    model = compiled_for_decoding(model, config.compile)
     warm_up(model, texts, todo, config)
     run_units(samples, units, todo, lambda unit: decode_unit(model, codec, judge, texts, unit, config), "text")
     return report(output)

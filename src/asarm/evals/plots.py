@@ -12,7 +12,10 @@ import numpy as np
 from asarm.evals.rouge import MEASURES
 from asarm.files import read_json_lines
 
-COLOURS = {"sequential": "C0", "assd-self": "C1", "assd-ngram": "C2", "parallel": "C3", "fused": "C4"}
+COLOURS = {
+    "sequential": "C0", "assd-self": "C1", "assd-ngram": "C2", "parallel": "C3", "fused": "C4", "fused-blind": "C5",
+    "fused-adaptive": "C6",
+}  # fmt: skip
 
 
 def plot_training(folder: str | Path) -> Path:
@@ -105,27 +108,43 @@ def plot_stories(folder: str | Path) -> Path:
     """Mean ROUGE and its interval by task, variant and model, from metrics.json: `rouge.png`."""
     folder = Path(folder)
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["variants"]
-    tasks, models, names = ([*dict.fromkeys(one[key] for one in found)] for key in ("task", "model", "variant"))
-    size = (11, 1.2 + len(tasks) * (0.8 + 0.3 * len(names)))
+    labels = {key: f"{label}, F1 x 100" for key, label in MEASURES.items()}
+    return _intervals(folder / "rouge.png", found, "task", labels)
+
+
+def plot_code(folder: str | Path) -> Path:
+    """Shares of completions and their intervals by split, variant and model, from metrics.json: `code.png`."""
+    folder = Path(folder)
+    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["variants"]
+    rates = dict.fromkeys(key for one in found for key in one if key.startswith("pass@"))
+    labels = {key: f"{key}, %" for key in rates} | {"exact": "exact match, %", "syntax": "valid syntax, %"}
+    return _intervals(folder / "code.png", found, "split", labels, 100.0)
+
+
+def _intervals(path: Path, found: list[dict], rows: str, labels: dict[str, str], factor: float = 1.0) -> Path:
+    """Means and intervals of variants: a row of panels for each value of the field `rows`, a panel for each measure
+    (labels: {its field: what stands below}). Fields that a variant lacks are left out."""
+    groups, models, names = ([*dict.fromkeys(one[key] for one in found)] for key in (rows, "model", "variant"))
+    size = (max(11, 3.5 * len(labels)), 1.2 + len(groups) * (0.8 + 0.3 * len(names)))
     figure, grid = plt.subplots(
-        len(tasks), len(MEASURES), figsize=size, layout="constrained", sharey=True, squeeze=False
+        len(groups), len(labels), figsize=size, layout="constrained", sharey=True, squeeze=False
     )
-    for row, task in zip(grid, tasks, strict=True):
-        for axes, (key, label) in zip(row, MEASURES.items(), strict=True):
-            for one in (one for one in found if one["task"] == task):
-                place, value = models.index(one["model"]), one[key]
-                low, high = value["interval_95"] or [value["mean"]] * 2
+    for row, group in zip(grid, groups, strict=True):
+        for axes, (key, label) in zip(row, labels.items(), strict=True):
+            for one in (one for one in found if one[rows] == group and key in one):
+                place, mean = models.index(one["model"]), factor * one[key]["mean"]
+                low, high = [factor * end for end in one[key]["interval_95"] or [one[key]["mean"]] * 2]
                 axes.errorbar(
-                    value["mean"], names.index(one["variant"]) + 0.15 * (place - (len(models) - 1) / 2),
-                    xerr=[[max(0.0, value["mean"] - low)], [max(0.0, high - value["mean"])]],
+                    mean, names.index(one["variant"]) + 0.15 * (place - (len(models) - 1) / 2),
+                    xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]],
                     marker="o", capsize=3, color=f"C{place}",
                 )  # fmt: skip
-            axes.set(xlabel=f"{label}, F1 x 100", title=task, yticks=range(len(names)), yticklabels=names)
+            axes.set(xlabel=label, title=group, yticks=range(len(names)), yticklabels=names)
             axes.grid(alpha=0.3)
     grid[0, 0].invert_yaxis()  # shared by all
     points = [plt.Line2D([], [], color=f"C{place}", marker="o", label=name) for place, name in enumerate(models)]
     figure.legend(handles=points, loc="outside lower center", ncols=len(models))
-    return _saved(figure, folder / "rouge.png")
+    return _saved(figure, path)
 
 
 def _saved(figure, path: Path) -> Path:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -16,17 +17,61 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from asarm.config import SamplerConfig, option
 from asarm.errors import InputError
 from asarm.files import read_json_lines, write_json, write_json_lines
+from asarm.models.compiled import CHOICES
+from asarm.models.ready import DTYPES
 from asarm.provenance import provenance
 
 SAMPLERS = {
     "sequential": {"sampler": "sequential"},
     "assd-self": {"sampler": "assd", "draft": "self"},
     "assd-ngram": {"sampler": "assd", "draft": "ngram"},
+    "fused": {"sampler": "fused"},
+    "fused-blind": {"sampler": "fused", "draft": "blind"},
+    "fused-adaptive": {"sampler": "fused", "coupling": "block", "adaptive": True},
     "parallel": {"sampler": "parallel"},
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class EvalConfig(SamplerConfig):
+    """What every evaluation of a model is told; SamplerConfig's fields hold for all of its variants."""
+
+    # Set for each variant, and no options here.
+    sampler: str = field(default="assd", init=False)
+    draft: str = field(default="self", init=False)
+    adaptive: bool = field(default=False, init=False)
+
+    model: str = option("therealgabeguo/ASARM", "a bundled model, a folder or a Hub repository")
+    revision: str | None = option(None, "branch, tag or commit of a Hub repository")
+    white_space: str = option("auto", "auto, plain, or tokens: as the released code models read code")
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
+    dtype: str = option("auto", "auto (bfloat16 on GPUs that have it, else float32), float32 or bfloat16")
+    compile: str = option("auto", "auto (on GPUs), on or off: decoding steps by torch.compile and CUDA graphs")
+    seed: int = option(0, "seeds all that is drawn")
+    output_dir: str = option("", "folder for the results; a run that was interrupted there goes on")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in (("dtype", DTYPES), ("compile", CHOICES)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}: choose from {', '.join(choices)}")
+        self.check_at_least(seed=0)
+        if not self.output_dir:
+            raise InputError("no output_dir given")
+
+    def check_at_least(self, **least: int) -> None:
+        """InputError when a field is below its least value."""
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise InputError(f"{name} must be at least {value}, not {getattr(self, name)}")
+
+    def sampler_config(self, name: str, **changes) -> SamplerConfig:
+        """The settings of one of SAMPLERS, with changes."""
+        shared = {f.name: getattr(self, f.name) for f in fields(SamplerConfig) if f.init}
+        return SamplerConfig(**(shared | SAMPLERS[name] | changes))
 
 
 class Unit(Protocol):
@@ -41,18 +86,6 @@ class Unit(Protocol):
 def sampling_seed(*numbers: int) -> int:
     """A seed made of the run's seed and the numbers of what is decoded, whatever the variant and the batch."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; auto is a GPU if there is one. InputError when there is no such device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def digest(tensors: Iterable[torch.Tensor]) -> str:

@@ -1,6 +1,8 @@
 """From the lines of `samples.jsonl` to means, paired tests and tables. Nothing here knows of models."""
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -8,6 +10,9 @@ from scipy import stats
 BASELINE = "sequential"
 # Differences that count as none: 5 % of the perplexity (gen_nll is its logarithm), and 0.05 bits of entropy.
 MARGINS = {"gen_nll": math.log(1.05), "entropy": 0.05}
+RESAMPLES = 2000
+
+Group = dict[int, list[dict]]  # the lines of each text, by its index
 
 
 def mean_se(values) -> dict[str, float | int | None]:
@@ -57,6 +62,53 @@ def equality(values, baseline, margin: float) -> dict:
     verdict = "same" if tost_p < 0.05 else "undecided" if low <= 0 <= high else "different"
     ks = stats.ks_2samp(values, baseline, method="asymp")
     return result | {"tost_p": tost_p, "ks_p": float(ks.pvalue), "verdict": verdict}
+
+
+def bootstrap_interval(values: Sequence[float], seed: int = 0) -> list[float] | None:
+    """95 % percentile interval of the mean of values [n], one a text; None for one text.
+
+    Texts are drawn anew with all their trials, for the trials of a text are alike: a text's value is the mean over its
+    trials, so that chance in both is in the interval.
+    """
+    if len(values) < 2:
+        return None
+    picks = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    means = np.asarray(values, dtype=float)[picks].mean(axis=1)
+    return [float(end) for end in np.percentile(means, [2.5, 97.5])]
+
+
+def grouped(lines: list[dict], fields: Sequence[str]) -> dict[tuple, Group]:
+    """{values of the fields: {index of the text: its lines}}, in the order of first appearance."""
+    groups = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        groups[tuple(line[field] for field in fields)][line["index"]].append(line)
+    return groups
+
+
+def item_means(group: Group, key: str) -> dict[int, float]:
+    """{index of a text: mean of a field over its trials}."""
+    return {index: float(np.mean([line[key] for line in group[index]])) for index in sorted(group)}
+
+
+def length_error(lines: list[dict]) -> dict | None:
+    """How far the gaps' lengths are from the right texts': mean absolute error and bias, in tokens."""
+    errors = [line["length"] - line["gold_length"] for line in lines if line["length"] is not None]
+    if not errors:
+        return None
+    return {"absolute": mean_se(np.abs(errors)), "bias": mean_se(errors)}
+
+
+def costs(group: Group) -> dict:
+    """What filling the gaps of a group cost, and how far their lengths were off."""
+    lines = [line for some in group.values() for line in some]
+    rates = [line["drawn"] / line["nfe"] for line in lines if line["nfe"]]
+    return {
+        "nfe": mean_se(list(item_means(group, "nfe").values())),
+        "tokens_per_nfe": mean_se(rates) if rates else None,
+        "seconds": mean_se(list(item_means(group, "seconds").values()))["mean"],
+        "most_nfe_per_token": max((line["nfe"] / line["drawn"] for line in lines if line["drawn"]), default=None),
+        "length_error": length_error(lines),
+    }
 
 
 def by_variant(samples: list[dict]) -> dict[str, dict[int, dict]]:
@@ -136,22 +188,33 @@ def summarise(samples: list[dict]) -> dict:
     }
 
 
-def _plus_minus(value: dict, digits: int) -> str:
+def plus_minus(value: dict, digits: int) -> str:
+    """Mean ± standard error, as `mean_se` gives them."""
     error = "" if value["se"] is None else f" ± {value['se']:.{digits}f}"
     return f"{value['mean']:.{digits}f}{error}"
 
 
-def _p(value: float | None) -> str:
+def with_interval(value: dict, digits: int, factor: float = 1.0) -> str:
+    """`mean [low, high]`."""
+    ends = value["interval_95"]
+    shown = "" if ends is None else f" [{', '.join(f'{factor * end:.{digits}f}' for end in ends)}]"
+    return f"{factor * value['mean']:.{digits}f}{shown}"
+
+
+def p_text(value: float | None) -> str:
+    """A p-value for people; None is no test."""
     return "no test" if value is None else "p < 1e-4" if value < 1e-4 else f"p = {value:.2g}"
 
 
-def _stated(test: dict, digits: int) -> str:
+def stated(test: dict, digits: int) -> str:
+    """What `equality` found: difference, interval, verdict."""
     interval = test["interval_95"]
     ends = "" if interval is None else f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
     return f"{test['difference']:+.{digits}f}{ends}: {test['verdict']}"
 
 
-def _rows(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -162,17 +225,17 @@ def table(metrics: dict) -> str:
     variants = {name: one for name, one in metrics["variants"].items() if name == one["sampler"]}
     comparisons = {name: one for name, one in metrics[f"against_{BASELINE}"].items() if name in variants}
     parts = [
-        _rows(
+        markdown_table(
             ["variant", "texts", "NFE", "tokens per NFE", "seconds a text", "generative perplexity", "entropy, bits"],
             [
                 [
                     name,
                     str(one["nfe"]["n"]),
-                    _plus_minus(one["nfe"], 1),
-                    _plus_minus(one["tokens_per_nfe"], 3),
-                    _plus_minus(one["seconds"], 3),
-                    _plus_minus(one["perplexity"], 1),
-                    _plus_minus(one["entropy"], 3),
+                    plus_minus(one["nfe"], 1),
+                    plus_minus(one["tokens_per_nfe"], 3),
+                    plus_minus(one["seconds"], 3),
+                    plus_minus(one["perplexity"], 1),
+                    plus_minus(one["entropy"], 3),
                 ]
                 for name, one in variants.items()
             ],
@@ -183,15 +246,15 @@ def table(metrics: dict) -> str:
         parts += [
             f"Against {BASELINE}, paired by text (time: by batch): t-test p, 95 % intervals, and whether the two are "
             f"the same up to a margin (two one-sided tests at 0.05; margins: {margins}).\n",
-            _rows(
+            markdown_table(
                 ["variant", "NFE", "times as fast", "log perplexity", "entropy"],
                 [
                     [
                         name,
-                        f"{one['nfe']['difference']:+.1f}, {_p(one['nfe']['t_test_p'])}",
-                        f"{one['seconds']['speedup']:.2f}, {_p(one['seconds']['t_test_p'])}",
-                        _stated(one["gen_nll"], 3),
-                        _stated(one["entropy"], 3),
+                        f"{one['nfe']['difference']:+.1f}, {p_text(one['nfe']['t_test_p'])}",
+                        f"{one['seconds']['speedup']:.2f}, {p_text(one['seconds']['t_test_p'])}",
+                        stated(one["gen_nll"], 3),
+                        stated(one["entropy"], 3),
                     ]
                     for name, one in comparisons.items()
                 ],
@@ -202,7 +265,7 @@ def table(metrics: dict) -> str:
         width = max(map(len, drafting.values()))
         parts += [
             "Share of judged drafts that were accepted, by index in the window.\n",
-            _rows(
+            markdown_table(
                 ["variant", *map(str, range(1, width + 1))],
                 [
                     [
@@ -219,9 +282,9 @@ def table(metrics: dict) -> str:
         curves = list(sweep.values())
         parts += [
             f"NFE a text by k, on {curves[0][0]['n']} of the texts.\n",
-            _rows(
+            markdown_table(
                 ["variant", *(f"k = {point['k']}" for point in curves[0])],
-                [[name, *(_plus_minus(point, 1) for point in points)] for name, points in sweep.items()],
+                [[name, *(plus_minus(point, 1) for point in points)] for name, points in sweep.items()],
             ),
         ]
     return "\n".join(parts)

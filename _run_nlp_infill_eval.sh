@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=asarm-stories
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#
+# Fill gaps in stories and compare with what the author wrote, beside baselines:
+#
+#     bash _run_nlp_infill_eval.sh [tiny|paper] [options]
+#     bash _run_nlp_infill_eval.sh language [options]    # last words (LAMBADA) and endings (HellaSwag)
+#
+# tiny: bundled model and a few stories of our own, CPU, offline. paper (the default): released weights, stock XLNet and
+# GPT-2 from the Hub, and the Story Cloze stories, which are to be put into eval_datasets. `... tiny --help` lists the
+# options. Results go to results/stories-PRESET in this repository; a run that was interrupted goes on. On Slurm give
+# partition, account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper
+set -euo pipefail
+
+# Slurm runs a copy of this script from its spool folder: the repository is then where the script lay that sbatch was
+# given, or else where sbatch was called.
+submitted() {
+    [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p'
+}
+for repo in "$(dirname "${BASH_SOURCE[0]}")" "$(submitted)" "${SLURM_SUBMIT_DIR-}"; do
+    [ -f "$repo/src/scripts/environment.sh" ] && break
+done
+repo=$(cd "$repo" && pwd)
+# shellcheck source=src/scripts/environment.sh
+. "$repo/src/scripts/environment.sh"
+
+command=stories
+if [ "${1-}" = language ]; then
+    command=language && shift
+fi
+preset=paper
+case "${1-}" in
+    "" | -*) ;;
+    *) preset=$1 && shift ;;
+esac
+# shellcheck disable=SC2119 # no extras
+use_environment
+exec "$python" -m asarm "$command" "$preset" --output_dir "$repo/results/$command-$preset" "$@"

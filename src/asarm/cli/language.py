@@ -1,0 +1,27 @@
+"""LAMBADA's last words and HellaSwag's endings: `python -m asarm language [tiny|paper] [options]`.
+
+A preset gives the defaults, and every option overrides it. `paper` (the default): released weights, both tasks from the
+Hub. `tiny`: the bundled model and a few passages and questions of this repository, seconds on a CPU, offline.
+"""
+
+from asarm.cli.presets import DATASETS, parse_with_preset, run
+from asarm.evals.language import LanguageEvalConfig, evaluate
+
+PRESETS = {
+    "paper": {"revision": "nlp"},
+    "tiny": {
+        "model": "tiny-text",
+        "lambada": str(DATASETS / "last_words.txt"),
+        "hellaswag": str(DATASETS / "endings.jsonl"),
+        "device": "cpu",
+    },
+}
+
+
+def parse_arguments(arguments: list[str]) -> LanguageEvalConfig:
+    """The settings: the dataclass's defaults, changed by the preset, changed by the options."""
+    return parse_with_preset(LanguageEvalConfig, "language", __doc__, PRESETS, arguments)
+
+
+def main(arguments: list[str]) -> None:
+    run(parse_arguments(arguments), evaluate, "answers and metrics")

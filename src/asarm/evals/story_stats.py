@@ -1,0 +1,81 @@
+"""From the lines of a story run to means, intervals and paired tests. Nothing here knows of models."""
+
+from collections import defaultdict
+
+import numpy as np
+
+from asarm.evals.rouge import MEASURES
+from asarm.evals.stats import Group, bootstrap_interval, costs, equality, grouped, item_means, paired
+
+BASELINE = "sequential"
+MARGIN = 0.5  # points of ROUGE that count as no difference
+
+
+def measure(group: Group, key: str) -> dict:
+    """Mean over stories and trials, its interval, and the mean of each trial."""
+    values = list(item_means(group, key).values())
+    trials = defaultdict(list)
+    for line in (line for lines in group.values() for line in lines):
+        trials[line["trial"]].append(line[key])
+    return {
+        "mean": float(np.mean(values)),
+        "interval_95": bootstrap_interval(values),
+        "by_trial": [float(np.mean(trials[trial])) for trial in sorted(trials)],
+    }
+
+
+def summarise_variant(group: Group) -> dict:
+    """One variant of one model on one task."""
+    lines = [line for some in group.values() for line in some]
+    return {
+        **{key: lines[0][key] for key in ("task", "model", "variant", "sampler", "gap_length")},
+        "stories": len(group),
+        "trials": len({line["trial"] for line in lines}),
+        **{key: measure(group, key) for key in MEASURES},
+        **costs(group),
+    }
+
+
+def compare(group: Group, other: Group) -> dict:
+    """One variant against another of the same model and task, paired by story (means over trials)."""
+    common = sorted(group.keys() & other.keys())
+
+    def values(key: str) -> tuple[list[float], list[float]]:
+        mine, theirs = item_means(group, key), item_means(other, key)
+        return [mine[index] for index in common], [theirs[index] for index in common]
+
+    seconds = [sum(some) for some in values("seconds")]
+    return {
+        **{key: equality(*values(key), MARGIN) for key in MEASURES},
+        "nfe": paired(*values("nfe")),
+        "times_as_fast": seconds[1] / seconds[0] if seconds[0] else None,
+    }
+
+
+def comparisons(groups: dict[tuple[str, str, str], Group]) -> list[dict]:
+    """Every variant against `sequential` of its model; every searched length against every other choice of length
+    with the same sampler."""
+    found = []
+    for (task, model, variant), group in groups.items():
+        first = next(iter(group.values()))[0]
+        others = [BASELINE] if variant != BASELINE else []
+        if first["gap_length"] == "search":
+            others += [
+                name
+                for (its_task, its_model, name), its in groups.items()
+                if (its_task, its_model) == (task, model)
+                and (line := next(iter(its.values()))[0])["sampler"] == first["sampler"]
+                and line["gap_length"] != "search"
+                and name != BASELINE
+            ]
+        for other in others:
+            if (task, model, other) in groups:
+                names = {"task": task, "model": model, "variant": variant, "against": other}
+                found.append(names | compare(group, groups[task, model, other]))
+    return found
+
+
+def summarise(lines: list[dict]) -> dict:
+    """All variants, and all comparisons."""
+    groups = grouped(lines, ("task", "model", "variant"))
+    return {"variants": [summarise_variant(group) for group in groups.values()], "comparisons": comparisons(groups)}
