@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=asarm-code
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#
+# Complete the middle of Python functions, beside baselines, and run their tests:
+#
+#     bash _run_code_infill_eval.sh [tiny|paper] [options]
+#     bash _run_code_infill_eval.sh judge FILE.jsonl --split single-line --allow_code_execution
+#
+# tiny: bundled model and a few problems of our own, CPU, offline. paper (the default): the released code model from the
+# Hub and the single-line problems of HumanEval-Infilling, which are to be put into eval_datasets. Programs are run in a
+# sandbox, and only with --allow_code_execution; without it there is no pass@k. `... tiny --help` lists the options.
+# Results go to results/code-PRESET in this repository; a run that was interrupted goes on. On Slurm give partition,
+# account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper
+set -euo pipefail
+
+# Slurm runs a copy of this script from its spool folder: the repository is then where the script lay that sbatch was
+# given, or else where sbatch was called.
+submitted() {
+    [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p'
+}
+for repo in "$(dirname "${BASH_SOURCE[0]}")" "$(submitted)" "${SLURM_SUBMIT_DIR-}"; do
+    [ -f "$repo/src/scripts/environment.sh" ] && break
+done
+repo=$(cd "$repo" && pwd)
+# shellcheck source=src/scripts/environment.sh
+. "$repo/src/scripts/environment.sh"
+
+# shellcheck disable=SC2119 # no extras
+use_environment
+preset=paper
+case "${1-}" in
+    "" | -*) ;;
+    judge) exec "$python" -m asarm code "$@" ;;
+    *) preset=$1 && shift ;;
+esac
+exec "$python" -m asarm code "$preset" --output_dir "$repo/results/code-$preset" "$@"

@@ -1,0 +1,70 @@
+"""Complete code between prompt and suffix, and run its tests: `python -m asarm code [tiny|paper] [options]`.
+
+A preset gives the defaults, and every option overrides it. `paper` (the default): the released code model on the
+single-line problems of HumanEval-Infilling, from OpenAI's package or eval_datasets/; wants a GPU and the Hub. `tiny`:
+the bundled model and a few problems of this repository, about two minutes on two cores, offline. Programs are run, for
+pass@k, with --allow_code_execution only.
+
+`python -m asarm code judge FILE.jsonl --split single-line` judges completions in the official format, of any model.
+"""
+
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from asarm.cli.presets import DATASETS, parse_with_preset, run
+from asarm.errors import InputError
+from asarm.evals.code import evaluate
+from asarm.evals.code_baselines import BASELINES
+from asarm.evals.code_config import CodeConfig
+from asarm.evals.code_file import JudgeConfig, judge_file
+
+PRESETS = {
+    "paper": {
+        "model": "therealgabeguo/ASARM",
+        "revision": "code",
+        "data_dir": str(DATASETS),
+        "splits": ["single-line"],
+        "samplers": ["sequential", "assd-self", *BASELINES],
+        "k": 10,
+    },
+    "tiny": {
+        "model": "tiny-text",
+        "data_dir": str(DATASETS),
+        "problems": [str(DATASETS / name) for name in ("code_single_line.jsonl", "code_random_span.jsonl")],
+        "samples_per_task": 1,
+        "gap_length": ["oracle", "search"],
+        "length_sampler": "sequential",  # the faster one for a model as small as this
+        "proposals": 4,
+        "device": "cpu",
+    },
+}
+PERMISSION = "--allow_code_execution"
+
+
+def parse_arguments(arguments: list[str]) -> CodeConfig:
+    """The settings: the dataclass's defaults, changed by the preset, changed by the options."""
+    return parse_with_preset(CodeConfig, "code", __doc__, PRESETS, arguments)
+
+
+def parse_judging(arguments: list[str]) -> tuple[Path, JudgeConfig]:
+    """The file to judge and how. InputError when running its programs is not allowed."""
+    parser = HfArgumentParser(
+        JudgeConfig, prog="asarm code judge", description="Run the programs of a file of completions with their tests."
+    )
+    parser.set_defaults(data_dir=str(DATASETS))
+    parser.add_argument("file", help="JSON lines with task_id and completion")
+    parser.add_argument(
+        PERMISSION, PERMISSION.replace("_", "-"), action="store_true", help="run the programs, in a sandbox"
+    )
+    config, extra = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    if not extra.allow_code_execution:
+        raise InputError(f"judging runs the programs of {extra.file} here, in a sandbox: allow it with {PERMISSION}")
+    return Path(extra.file), config
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["judge"]:
+        print(judge_file(*parse_judging(arguments[1:])))
+    else:
+        run(parse_arguments(arguments), evaluate, "completions, metrics, a plot and samples.html")
