@@ -22,6 +22,8 @@ from asarm.evals.decoding import DecodingEvalConfig, choose_texts, evaluate
 from asarm.files import read_json_lines
 from asarm.models.load import AsArm, load
 
+# Adaptive windows are as long as pays at the moment, so that no two runs need to have the same.
+REPEATABLE = [name for name in decoding.SAMPLERS if name != "fused-adaptive"]
 NUM_TEXTS, LENGTH, BATCH = 5, 32, 2
 
 
@@ -36,7 +38,7 @@ def text_file(tmp_path_factory, sample_text):
 def settings(tiny_folder, text_file):
     return {
         "model": tiny_folder, "text": text_file, "judge": "self", "device": "cpu", "length": LENGTH, "k": 4,
-        "num_texts": NUM_TEXTS, "batch_size": BATCH, "mask_rate": 0.9, "samplers": list(decoding.SAMPLERS),
+        "num_texts": NUM_TEXTS, "batch_size": BATCH, "mask_rate": 0.9, "samplers": REPEATABLE,
         "k_sweep": [2, 4], "k_sweep_texts": 3, "steps": 3,
     }  # fmt: skip
 
@@ -60,8 +62,8 @@ def without_times(lines):
 def test_every_text_is_decoded_once_by_every_variant(finished):
     lines = lines_of(finished)
     counts = {name: len(group) for name, group in stats.by_variant(lines).items()}
-    full = dict.fromkeys(decoding.SAMPLERS, NUM_TEXTS)
-    assert counts == full | {"assd-self-k2": 3, "assd-ngram-k2": 3, "fused-k2": 3}
+    full = dict.fromkeys(REPEATABLE, NUM_TEXTS)
+    assert counts == full | {"assd-self-k2": 3, "assd-ngram-k2": 3, "fused-k2": 3, "fused-blind-k2": 3}
     assert len(lines) == sum(counts.values())
     masked = LENGTH - (math.floor(0.1 * LENGTH) + 1)
     for line in lines:

@@ -83,7 +83,7 @@ class DecodingEvalConfig(EvalConfig):
         return [variant(name, name, self.k, self.num_texts) for name in names] + [
             variant(f"{name}-k{k}", name, k, self.k_sweep_texts)
             for name in names
-            if SAMPLERS[name]["sampler"] in ("assd", "fused")
+            if SAMPLERS[name]["sampler"] in ("assd", "fused") and not SAMPLERS[name].get("adaptive")
             for k in sweep
         ]
 
