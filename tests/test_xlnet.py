@@ -20,7 +20,7 @@ from asarm.models import load
 from asarm.models.load import AsArm, load_tokenizer
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.sampling import sample
-from asarm.sampling.noise import REPLACEMENT, TOKEN, VERDICT, Noise
+from asarm.sampling.noise import REPLACEMENT, TOKEN, VERDICT, GumbelChoice, Noise, UniformChoice, inverted
 
 TINY = {"vocab_size": 40, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
 SHAPES = {
@@ -221,20 +221,19 @@ def test_places_past_the_cache_capacity(tiny):
 class TiedChance(Chance):
     """Draws that are the samplers' own for a seed, so that both sides must choose the same tokens."""
 
-    def __init__(self, seed: int):
-        self.noise = Noise(torch.tensor([seed]))
-
-    def draw(self, law: torch.Tensor, place: int, stream: int) -> int:
-        return int((law.log() + self.noise.gumbel(torch.tensor([[place]]), len(law), stream)[0, 0]).argmax())
+    def __init__(self, seed: int, tokens_by: type):
+        """tokens_by: GumbelChoice or UniformChoice, how tokens are drawn that replace no draft."""
+        self.noise, self.tokens_by = Noise(torch.tensor([seed])), tokens_by
 
     def token(self, law, place):
-        return self.draw(law, place, TOKEN)
+        choice = self.tokens_by(self.noise, torch.tensor([[place]]), len(law), TOKEN)
+        return int(choice.tokens(law.log()[None, None]))
 
     def verdict(self, place):
         return float(self.noise.uniform(torch.tensor([[place]]), VERDICT))
 
     def replacement(self, law, place):
-        return self.draw(law, place, REPLACEMENT)
+        return int(inverted(law, self.noise.uniform(torch.tensor([place])[None], REPLACEMENT)[0, 0]))
 
 
 def test_samplers_write_the_reference_samplers_texts(tiny):
@@ -249,11 +248,11 @@ def test_samplers_write_the_reference_samplers_texts(tiny):
     assd = sample(model, tokens, given, ~given, SamplerConfig(k=4, temperature=0.9), seeds)
     accepted = 0
     for row in seeds:
-        arguments = (reference, tokens[row], given[row], MASK, TiedChance(row))
-        plain = reference_sequential(*arguments, temperature=0.9)
+        arguments = (reference, tokens[row], given[row], MASK)
+        plain = reference_sequential(*arguments, TiedChance(row, GumbelChoice), temperature=0.9)
         assert torch.equal(plain.tokens, sequential.tokens[row])
         assert plain.nfe == sequential.nfe[row] == (~given[row]).sum()
-        speculative = reference_assd(*arguments, k=4, temperature=0.9)
+        speculative = reference_assd(*arguments, TiedChance(row, UniformChoice), k=4, temperature=0.9)
         assert torch.equal(speculative.tokens, assd.tokens[row])
         assert speculative.nfe == assd.nfe[row]
         accepted += speculative.accepted
