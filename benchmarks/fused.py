@@ -23,6 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from asarm.config import SamplerConfig
 from asarm.data import pack, read_text
 from asarm.evals import code_cut, code_data, story_data
+from asarm.evals.fill import GAP, lay_out
 from asarm.evals.gapped import Gapped, shortened
 from asarm.files import write_json
 from asarm.models.bundled import bundled_names
@@ -105,10 +106,8 @@ def packed_text(name: str, codec, path: Path, length: int, count: int, rate: flo
 def gap_text(gap: Gapped, longest: int) -> Text:
     """A text with its gap."""
     gap = shortened(gap, len(gap.gold_tokens), longest)
-    tokens = torch.tensor([[*gap.prefix_tokens, *gap.gold_tokens, *gap.suffix_tokens]])
-    place = torch.arange(tokens.shape[1])[None] - len(gap.prefix_tokens)
-    target = (place >= 0) & (place < len(gap.gold_tokens))
-    return tokens, ~target, target
+    tokens, part = lay_out([gap], [gap.gold_tokens], torch.device("cpu"))
+    return tokens, part != GAP, part == GAP
 
 
 def gap_task(name: str, gaps: list[Gapped], count: int, longest: int) -> Task:

@@ -39,12 +39,13 @@ from asarm.evals.code_data import (
 )
 from asarm.evals.code_runner import Verdict, check
 from asarm.evals.code_stats import compare_shares, facts, pass_at_k
-from asarm.evals.fill import CausalModel, decoded, fill
+from asarm.evals.fill import CausalModel, fill
 from asarm.evals.fillers import Causal
 from asarm.evals.fim import FAMILIES, find_fim
 from asarm.evals.gapped import Gapped, shortened
 from asarm.files import read_json_lines, write_json_lines
 from asarm.models.load import load
+from asarm.text import text_behind
 
 SHARED = REPO.parent / "shared" / "data" / "humaneval-infilling"
 OFFICIAL = sorted(SHARED.glob("*.jsonl.gz"))
@@ -223,7 +224,7 @@ def test_the_parts_joined_are_the_program(kind, tiny_folder, code_codec):
         whole = problem.source(problem.canonical_solution)
         if kind == "byte-level":
             assert codec.decode(joined) == whole
-            assert decoded(codec, gap.prefix_tokens, gap.gold_tokens) == problem.canonical_solution
+            assert text_behind(codec, gap.prefix_tokens, gap.gold_tokens) == problem.canonical_solution
         elif problem.prompt.endswith("\n"):
             assert codec.decode(joined) == codec.decode(codec.encode(whole))
             assert joined == codec.encode(whole)
@@ -243,16 +244,16 @@ def test_a_gap_in_a_line_is_decoded_where_it_stands(code_codec):
     """SentencePiece drops the first space of a text, but a gap does not begin a text."""
     prefix, gap = code_codec.encode("    return"), code_codec.encode(" b")
     assert code_codec.decode(gap) == "b"
-    assert decoded(code_codec, prefix, gap) == " b"
-    assert decoded(code_codec, [], gap) == "b"
+    assert text_behind(code_codec, prefix, gap) == " b"
+    assert text_behind(code_codec, [], gap) == "b"
 
 
 def test_half_a_character_does_not_reach_over_the_gap(tiny_folder):
     codec = load(tiny_folder)[1]
     ids = codec.encode("\u03c0")
     assert len(ids) == 2
-    assert decoded(codec, codec.encode("a = '"), ids[:1]) == "\ufffd"
-    assert decoded(codec, codec.encode("a = '"), ids) == "\u03c0"
+    assert text_behind(codec, codec.encode("a = '"), ids[:1]) == "\ufffd"
+    assert text_behind(codec, codec.encode("a = '"), ids) == "\u03c0"
 
 
 def test_visible_pieces_are_of_the_kind_of_the_gap(tiny_folder):

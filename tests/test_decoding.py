@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from results import lines_of, without_times
 from scipy import stats as scipy_stats
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -19,7 +20,6 @@ from asarm.data import read_text
 from asarm.errors import InputError
 from asarm.evals import decoding, judges, stats
 from asarm.evals.decoding import DecodingEvalConfig, choose_texts, evaluate
-from asarm.files import read_json_lines
 from asarm.models.load import AsArm, load
 
 # Adaptive windows are as long as pays at the moment, so that no two runs need to have the same.
@@ -49,14 +49,6 @@ def finished(tmp_path_factory, settings):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     evaluate(DecodingEvalConfig(output_dir=str(folder), **settings))
     return folder
-
-
-def lines_of(folder):
-    return read_json_lines(folder / "samples.jsonl")
-
-
-def without_times(lines):
-    return sorted((json.dumps(line | {"seconds": 0.0}, sort_keys=True) for line in lines), key=str)
 
 
 def test_every_text_is_decoded_once_by_every_variant(finished):

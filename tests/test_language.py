@@ -19,10 +19,11 @@ from asarm.errors import InputError
 from asarm.evals import language
 from asarm.evals.language import LanguageEvalConfig, evaluate, hellaswag_questions, items_of, lambada_questions
 from asarm.evals.language_report import mean, share, table
-from asarm.evals.likelihood import Pair, encode_pair, score_pairs, text_behind
+from asarm.evals.likelihood import Pair, encode_pair, score_pairs
 from asarm.files import read_json_lines
 from asarm.models.load import load
 from asarm.objective import log_prob, log_prob_and_best
+from asarm.text import text_behind
 
 # The first ones end in what the bundled model finds most probable, the others do not.
 PASSAGES = [

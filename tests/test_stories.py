@@ -22,9 +22,10 @@ from asarm.codec import TextCodec
 from asarm.config import SamplerConfig
 from asarm.errors import InputError
 from asarm.evals import fillers, stats, story_stats
-from asarm.evals.fill import GAP, PADDING, PREFIX, SUFFIX, CausalModel, fill, lay_out, scores
+from asarm.evals.fill import GAP, PREFIX, SUFFIX, CausalModel, fill, lay_out, scores
 from asarm.evals.gap_length import LengthLaw, choose
 from asarm.evals.infill_run import plan
+from asarm.evals.padding import PADDING
 from asarm.evals.rouge import rouge
 from asarm.evals.stories import evaluate
 from asarm.evals.story_config import StoriesConfig

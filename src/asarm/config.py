@@ -97,8 +97,8 @@ class ModelConfig:
 
 
 @dataclass
-class DataConfig:
-    """What is trained on: local files, tokenised once, or a dataset that is streamed."""
+class CorpusConfig:
+    """A corpus of local files, tokenised once."""
 
     train_files: list[str] = field(
         default_factory=list,
@@ -109,21 +109,30 @@ class DataConfig:
         metadata={"help": "which files of a folder, and of the folders in it, are read"},
     )
     text_field: str = option("", "field of JSON lines, parquet and datasets; the default is text, or else content")
+    held_out: float = option(0.02, "share of the text that is kept for validation")
+    cache_dir: str = option("", "where tokens of local files are kept; the default is ~/.cache/asarm")
+
+    def __post_init__(self):
+        _check(0 < self.held_out <= 0.5, f"held_out must lie in (0, 0.5], not {self.held_out}")
+
+
+@dataclass
+class DataConfig(CorpusConfig):
+    """What is trained on: a corpus of local files, or a dataset that is streamed."""
+
     dataset: str = option("", "stream this instead: a dataset on the Hub, or a folder of .jsonl or .parquet files")
     dataset_dir: str = option("", "folder in the dataset, such as python")
     dataset_revision: str = option("", "branch, tag or commit of the dataset; the default is its main branch")
     dataset_split: str = option("train", "split of the dataset")
     block_size: int = option(512, "tokens a packed text")
-    held_out: float = option(0.02, "share of the text that is kept for validation")
     streams: int = option(8, "readers that share a streamed dataset: a multiple of the number of processes")
     shuffle_buffer: int = option(1000, "documents of a stream whose texts are shuffled together")
     num_workers: int = option(2, "processes beside each training process that read its streams")
-    cache_dir: str = option("", "where tokens of local files are kept; the default is ~/.cache/asarm")
 
     def __post_init__(self):
         _check(bool(self.train_files) or bool(self.dataset), "no train_files given, and no dataset")
         _check(not (self.train_files and self.dataset), "both train_files and a dataset given: choose one")
-        _check(0 < self.held_out <= 0.5, f"held_out must lie in (0, 0.5], not {self.held_out}")
+        super().__post_init__()
         for name in ("block_size", "streams", "shuffle_buffer"):
             _check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _check(self.num_workers >= 0, f"num_workers must be at least 0, not {self.num_workers}")

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from asarm.codec import TextCodec
-from asarm.config import DataConfig
+from asarm.config import CorpusConfig
 from asarm.errors import InputError
 from asarm.files import write_whole
 
@@ -194,7 +194,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def corpus_text(config: DataConfig) -> Iterator[str]:
+def corpus_text(config: CorpusConfig) -> Iterator[str]:
     """The text of the local files, for a tokenizer: TOKENIZER_TEXT characters at most."""
     left = TOKENIZER_TEXT
     for path in corpus_files(config.train_files, config.extensions):
@@ -209,7 +209,7 @@ def corpus_text(config: DataConfig) -> Iterator[str]:
                 raise
 
 
-def local_corpus(config: DataConfig, codec: TextCodec) -> tuple[np.ndarray, np.ndarray]:
+def local_corpus(config: CorpusConfig, codec: TextCodec) -> tuple[np.ndarray, np.ndarray]:
     """Token streams of the local files, for training and held out: [n] each, memory-mapped.
 
     They are made once and kept in a cache folder whose name is a digest of the files' contents, the tokenizer and the
@@ -230,7 +230,7 @@ def local_corpus(config: DataConfig, codec: TextCodec) -> tuple[np.ndarray, np.n
     return tuple(np.memmap(name, dtype, "r") if name.stat().st_size else np.empty(0, dtype) for name in names)
 
 
-def _tokenise(files: list[Path], config: DataConfig, codec: TextCodec, dtype: np.dtype, folder: Path) -> None:
+def _tokenise(files: list[Path], config: CorpusConfig, codec: TextCodec, dtype: np.dtype, folder: Path) -> None:
     folder.mkdir()
     every = round(1 / config.held_out)
     many = len(files) >= 2 * every
@@ -272,7 +272,7 @@ def _tokenise(files: list[Path], config: DataConfig, codec: TextCodec, dtype: np
         logger.warning("%d of %d files are passed over: they are empty or cannot be read", passed_over, len(files))
 
 
-def _digest(files: list[Path], config: DataConfig, codec: TextCodec) -> str:
+def _digest(files: list[Path], config: CorpusConfig, codec: TextCodec) -> str:
     """What the tokens depend on, as 32 hexadecimal digits."""
     total = hashlib.sha256(repr((CACHE_VERSION, config.text_field, config.held_out, codec.written)).encode())
     total.update(codec.tokenizer.backend_tokenizer.to_str().encode())

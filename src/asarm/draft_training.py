@@ -8,12 +8,12 @@ Shapes: B texts, N tokens, D drafting queries, M of them with the left neighbour
 """
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from asarm.config import DataConfig, DraftLossConfig, option
+from asarm.config import CorpusConfig, DraftLossConfig, option
 from asarm.data import LocalBatches, blocks, evenly, local_corpus
 from asarm.errors import InputError
 from asarm.files import write_json, write_whole
@@ -28,19 +28,11 @@ EVAL_BATCHES = 16
 
 
 @dataclass
-class DraftHeadConfig:
+class DraftHeadConfig(CorpusConfig):
     """One training of a draft head."""
 
     model: str = option("", "the model, a folder or a Hub repository; it is not changed")
     revision: str | None = option(None, "branch, tag or commit of a Hub repository")
-    train_files: list[str] = field(
-        default_factory=list,
-        metadata={"help": "text, .jsonl or .parquet files (also .gz), and folders of them; `stdlib` is Python's own"},
-    )
-    extensions: list[str] = field(
-        default_factory=lambda: [".txt", ".jsonl", ".parquet"],
-        metadata={"help": "which files of a folder, and of the folders in it, are read"},
-    )
     output_dir: str = option("", "folder for the model with its draft head")
     hidden: int = option(256, "hidden width of the head")
     window: int = option(5, "drafting queries lack 1 .. window tokens")
@@ -51,10 +43,10 @@ class DraftHeadConfig:
     learning_rate: float = option(2e-3, "peak learning rate of AdamW; 50 steps of warm-up, then linear decay")
     logging_steps: int = option(50, "steps between lines of the log")
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
-    cache_dir: str = option("", "where tokens of local files are kept; the default is ~/.cache/asarm")
     seed: int = option(0, "seeds weights, data order and masks")
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("model", "train_files", "output_dir"):
             if not getattr(self, name):
                 raise InputError(f"no {name} given")
@@ -146,8 +138,7 @@ def train_draft_head(config: DraftHeadConfig) -> dict:
     torch.nn.init.zeros_(head.proj.weight)  # at first the head changes nothing
     torch.nn.init.zeros_(head.proj.bias)
 
-    files = DataConfig(train_files=config.train_files, extensions=config.extensions, cache_dir=config.cache_dir)
-    training, held_out = (blocks(stream, config.block_size) for stream in local_corpus(files, codec))
+    training, held_out = (blocks(stream, config.block_size) for stream in local_corpus(config, codec))
     batches = LocalBatches(training, config.batch_size, config.seed, rank=0, ranks=1)
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(

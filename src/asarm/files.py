@@ -24,9 +24,14 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(old)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file as a whole."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def write_json(path: str | Path, value) -> None:
     """Write a JSON file as a whole."""
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
@@ -42,5 +47,4 @@ def read_json_lines(path: str | Path) -> list[dict]:
 
 def write_json_lines(path: str | Path, lines: list[dict]) -> None:
     """Write a JSON-lines file as a whole."""
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

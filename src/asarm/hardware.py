@@ -67,15 +67,7 @@ def largest_batches(*arguments, checkpointing: bool, cards: tuple[int, ...] = (1
     """The largest batch that fits into cards of so many GB, by `memory_estimate`, with a tenth of the card and 1 GB to
     spare. arguments: config, parameters, length, targets, drafted, bf16."""
     config, parameters, *shape = arguments
-
-    def fits(batch: int, gigabytes: int) -> bool:
-        return (
-            sum(memory_estimate(config, parameters, batch, *shape, checkpointing).values()) <= 0.9e9 * gigabytes - 1e9
-        )
-
-    found = {}
-    for gigabytes in cards:
-        found[gigabytes] = 0
-        while found[gigabytes] < 4096 and fits(found[gigabytes] + 1, gigabytes):
-            found[gigabytes] += 1
-    return found
+    none, one = (
+        sum(memory_estimate(config, parameters, batch, *shape, checkpointing).values()) for batch in (0, 1)
+    )  # each further text takes as much again
+    return {size: max(0, int((0.9e9 * size - 1e9 - none) / (one - none))) for size in cards}

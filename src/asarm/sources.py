@@ -6,8 +6,6 @@ an evaluation set (HumanEval). Of files that are nearly alike the first is kept.
 """
 
 import ast
-import gzip
-import json
 import logging
 import re
 import sysconfig
@@ -16,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asarm.errors import InputError
+from asarm.rows import read_rows
 
 logger = logging.getLogger(__name__)
 UNWANTED_FOLDERS = {
@@ -45,18 +44,14 @@ class Evaluation:
     def read(cls, paths: Iterable[str | Path]) -> "Evaluation":
         """From JSON-lines files (also .gz) whose text fields hold code, as HumanEval's. InputError for other files."""
         found = cls()
-        for path in map(Path, paths):
-            opened = gzip.open if path.suffix == ".gz" else open
+        for path in paths:
             try:
-                with opened(path, "rt", encoding="utf-8") as file:
-                    rows = [json.loads(line) for line in file if line.strip()]
-            except (OSError, ValueError, EOFError) as error:
+                rows = read_rows(path, ())
+            except InputError as error:
                 raise InputError(f"cannot read the evaluation set {path}: {error}") from error
-            for row in rows:
-                for text in row.values():
-                    if isinstance(text, str):
-                        found.lines.update(long_lines(text, SHARED_LINE))
-                        found.signatures.update(signatures(text))
+            for text in (value for row in rows for value in row.values() if isinstance(value, str)):
+                found.lines.update(long_lines(text, SHARED_LINE))
+                found.signatures.update(signatures(text))
         return found
 
     def holds(self, text: str) -> bool:

@@ -24,7 +24,7 @@ from datasets.exceptions import DatasetNotFoundError
 from asarm.codec import TextCodec
 from asarm.config import DataConfig
 from asarm.data import document_ids, find_field
-from asarm.errors import InputError
+from asarm.errors import InputError, first_line
 from asarm.signals import SIGNALS
 
 TOKENIZER_DOCUMENTS = 10_000
@@ -53,14 +53,10 @@ def open_dataset(config: DataConfig) -> datasets.IterableDataset:
     except StopIteration as error:
         raise InputError(f"the dataset {name} is empty") from error
     except OSError as error:
-        raise InputError(f"the dataset {name} cannot be reached: {_first_line(error)}") from error
+        raise InputError(f"the dataset {name} cannot be reached: {first_line(error)}") from error
     except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"the dataset {name} cannot be opened: {_first_line(error)}") from error
+        raise InputError(f"the dataset {name} cannot be opened: {first_line(error)}") from error
     return dataset.select_columns([find_field(columns, config.text_field, f"the dataset {name}")])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_held_out(text: str, share: float) -> bool:

@@ -105,3 +105,12 @@ def label_spans(codec: TextCodec, tokens: Sequence[int], labels: Sequence[str]) 
             spans.append(Span(whole[start:cut], label))
             start = cut
     return spans
+
+
+def text_behind(codec: TextCodec, left: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of token ids behind others, where some tokenizers read a space that they drop at a text's beginning.
+
+    Bytes that are no whole character show as the replacement character.
+    """
+    spans = label_spans(codec, [*left, *ids], ["left"] * len(left) + ["behind"] * len(ids))
+    return "".join(span.text for span in spans if span.label == "behind")

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import logging
 import os
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -48,6 +47,7 @@ from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import load
 from asarm.models.start import start_from
 from asarm.objective import random_targets, training_loss
+from asarm.progress import update_seconds
 from asarm.provenance import provenance
 from asarm.sampling import sample
 from asarm.signals import StopRequest, requeue
@@ -428,7 +428,6 @@ class Trainer:
         if self.is_main:
             logger.info("%s", self.describe())
         first, seconds, peak = self.step, 0.0, peak_flops(self.accelerator.device)
-        pause = 0.5 if sys.stderr.isatty() else 30  # seconds between lines of a log file
         window = {"steps": 0, "seconds": 0.0}
         self.flops = 0.0
         with (
@@ -438,7 +437,7 @@ class Trainer:
                 initial=first,
                 desc="training",
                 unit="step",
-                mininterval=pause,
+                mininterval=update_seconds(),
                 disable=not self.is_main,
             ) as bar,
         ):

@@ -6,13 +6,13 @@ running them is allowed, verdicts are appended to `verdicts.jsonl`, by program. 
 these files.
 """
 
-import hashlib
 import json
 import logging
 import re
 from collections import defaultdict
 from pathlib import Path
 
+from asarm.data import file_digest
 from asarm.evals.code_config import WANTED_K, CodeConfig
 from asarm.evals.code_cut import GapProblem
 from asarm.evals.code_data import Problem, official_file, problems_of_files
@@ -24,7 +24,7 @@ from asarm.evals.fill import Filled
 from asarm.evals.infill_run import Unit, fill_gaps, settings_of
 from asarm.evals.plots import plot_code
 from asarm.evals.runs import claim
-from asarm.files import read_json_lines, write_json, write_json_lines, write_whole
+from asarm.files import read_json_lines, write_json, write_json_lines, write_text
 from asarm.models.ready import pick_device
 
 logger = logging.getLogger(__name__)
@@ -59,38 +59,37 @@ def evaluate(config: CodeConfig) -> dict:
     output, device = Path(config.output_dir), pick_device(config.device)
     files = problem_files(config)
     problems = problems_of_files(files, config.splits)
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     fillers = code_fillers(config, problems, device)
     settings = settings_of(config, fillers, "allow_code_execution", "workers", "data_dir", "problems")
-    claim(output, settings | {"problems_sha256": digests})
+    claim(output, settings | {"problems_sha256": [file_digest(path) for path in files]})
     for split, some in problems.items():
         count = min(len(some), config.max_items or len(some))
         logger.info("%s: %d problems; samples of each: %d", split, count, config.samples_per_task)
     fill_gaps(output / "samples.jsonl", config, fillers, config.samples_per_task, UNIT_FIELDS, code_line)
-    write_completions(output)
+    lines = read_json_lines(output / "samples.jsonl")
+    write_completions(output, lines)
     about_judging = NOT_JUDGED
     if config.allow_code_execution:
-        judge(output / "verdicts.jsonl", programs(output, problems), config.timeout, config.workers)
+        judge(output / "verdicts.jsonl", programs(lines, problems), config.timeout, config.workers)
         about_judging = describe_isolation()
-    return report(output, problems, about_judging)
+    return report(output, lines, problems, about_judging)
 
 
-def programs(output: Path, problems: Problems) -> list[tuple[str, str]]:
+def programs(lines: list[dict], problems: Problems) -> list[tuple[str, str]]:
     """(task id, program) of every line of a run."""
-    lines = read_json_lines(output / "samples.jsonl")
     found = [(problems[line["split"]][line["index"]], line["completion"]) for line in lines]
     return [(problem.task_id, problem.program(completion)) for problem, completion in found]
 
 
-def write_completions(output: Path) -> None:
+def write_completions(output: Path, lines: list[dict]) -> None:
     """The completions of each split, model and variant as OpenAI's package reads them: completions/SPLIT/MODEL/VARIANT
     .jsonl, in the order of the problems."""
     files = defaultdict(list)
-    for line in read_json_lines(output / "samples.jsonl"):
+    for line in lines:
         files[line["split"], file_name(line["model"]), file_name(line["variant"])].append(line)
-    for (split, model, variant), lines in files.items():
-        lines.sort(key=lambda line: (line["index"], line["sample"]))
-        rows = [{"task_id": line["task_id"], "completion": line["completion"]} for line in lines]
+    for (split, model, variant), some in files.items():
+        some.sort(key=lambda line: (line["index"], line["sample"]))
+        rows = [{"task_id": line["task_id"], "completion": line["completion"]} for line in some]
         write_json_lines(output / "completions" / split / model / f"{variant}.jsonl", rows)
 
 
@@ -99,21 +98,21 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-100:]
 
 
-def report(output: Path, problems: Problems, about_judging: str) -> dict:
-    """metrics.json, table.md, code.png and samples.html of a finished run, from its result files and the problems.
+def report(output: Path, lines: list[dict], problems: Problems, about_judging: str) -> dict:
+    """metrics.json, table.md, code.png and samples.html of a finished run, from the lines of its `samples.jsonl`, its
+    verdicts and the problems.
 
     about_judging: a line on how programs were run, or why they were not.
     """
     about = json.loads((output / "config.json").read_text(encoding="utf-8"))
     verdicts = read_verdicts(output / "verdicts.jsonl")
-    lines = read_json_lines(output / "samples.jsonl")
-    for line, (_, program) in zip(lines, programs(output, problems), strict=True):
+    for line, (_, program) in zip(lines, programs(lines, problems), strict=True):
         if verdict := verdicts.get(digest_of(program)):
             line |= verdict._asdict()
     metrics = summarise(lines, WANTED_K) | {"judging": about_judging} | about
     write_json(output / "metrics.json", metrics)
     page = code_page(lines, problems)
     for name, text in (("table.md", code_table(metrics)), ("samples.html", page)):
-        write_whole(output / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_text(output / name, text)
     plot_code(output)
     return metrics

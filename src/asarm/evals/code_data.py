@@ -3,11 +3,9 @@
 A problem is a Python function with a gap; a program is the function with its gap filled and the tests behind it.
 """
 
-import gzip
 import importlib.util
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from asarm.errors import InputError
+from asarm.rows import read_rows
 
 PACKAGE = "human-eval-infilling"
 REPOSITORY = "https://github.com/openai/human-eval-infilling"
@@ -79,41 +78,6 @@ def check_split(name: str) -> Split:
     if name not in SPLITS:
         raise InputError(f"unknown split {name!r}: choose from {', '.join(SPLITS)}")
     return SPLITS[name]
-
-
-def read_rows(path: str | Path, wanted: Sequence[str]) -> list[dict]:
-    """The objects of a JSON-lines file, which may be compressed by gzip. Blank lines do not count.
-
-    Raises InputError, with the line, when there is no such file, it is damaged or empty, or one of the wanted fields
-    is missing or no text.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise InputError(f"no such file: {path}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is damaged or cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from error
-    rows = [_row(line, wanted, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise InputError(f"{path} is empty")
-    return rows
-
-
-def _row(line: str, wanted: Sequence[str], where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is no JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where} is no JSON object: {line[:60]}")
-    for field in wanted:
-        if not isinstance(row.get(field), str):
-            raise InputError(f"{where} has no field {field} with a text in it")
-    return row
 
 
 def read_problems(path: str | Path) -> list[Problem]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from asarm.evals.code_runner import Limits, Verdict, check_all, describe_isolation
 from asarm.files import read_json_lines, write_json_lines
+from asarm.progress import update_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,9 @@ def judge(path: Path, programs: Iterable[tuple[str, str]], timeout: float, worke
         return known
     logger.info("%s", describe_isolation())
     logger.info("%d of %d different programs to judge", len(todo), len(different))
-    pause = 0.5 if sys.stderr.isatty() else 30  # seconds between lines of a log file
     found = check_all([program for _, _, program in todo], Limits(seconds=timeout), workers)
     with path.open("a", encoding="utf-8") as file:
-        for index, verdict in tqdm(found, total=len(todo), unit="program", mininterval=pause):
+        for index, verdict in tqdm(found, total=len(todo), unit="program", mininterval=update_seconds()):
             digest, task_id, _ = todo[index]
             line = {"task_id": task_id, "program_sha256": digest, **verdict._asdict()}
             file.write(json.dumps(line) + "\n")

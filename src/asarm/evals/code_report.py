@@ -5,9 +5,9 @@ import math
 from collections import defaultdict
 
 from asarm.evals.code_data import SPLITS, Problem
-from asarm.evals.code_stats import BASELINE, MEASURES
-from asarm.evals.report import STYLE, html_page, length_table, shown, spread
-from asarm.evals.stats import markdown_table, p_text, plus_minus, with_interval
+from asarm.evals.code_stats import BASELINE, MEASURES, rates_of
+from asarm.evals.report import STYLE, cost_cells, html_page, length_table, shown, spread
+from asarm.evals.stats import markdown_table, p_text, with_interval
 
 TRUE_OF_ALL = {"exact": "exact match", "stripped": "up to white space", "syntax": "valid syntax"}
 
@@ -21,11 +21,6 @@ def code_table(metrics: dict) -> str:
         parts += [_heading(split, variants), _shares(variants), _cuts(variants)]
         parts += [length_table(variants), _comparisons(compared)]
     return "\n".join(part for part in parts if part)
-
-
-def rates_of(variants: list[dict]) -> list[str]:
-    """The pass@k that any of them has."""
-    return list(dict.fromkeys(key for one in variants for key in one if key.startswith("pass@")))
 
 
 def _heading(split: str, variants: list[dict]) -> str:
@@ -47,9 +42,7 @@ def _shares(variants: list[dict]) -> str:
                 with_interval(one[key], 1, 100) if key in one else "-"
                 for key in (*rates, "exact", "stripped", "syntax")
             ),
-            plus_minus(one["nfe"], 1),
-            plus_minus(one["tokens_per_nfe"], 2) if one["tokens_per_nfe"] else "-",
-            f"{one['seconds']:.3f}",
+            *cost_cells(one),
         ]
         for one in variants
     ]

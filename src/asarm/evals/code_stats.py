@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from asarm.evals.code_data import Problem
-from asarm.evals.stats import Group, bootstrap_interval, costs, grouped, item_means, paired
+from asarm.evals.stats import Group, bootstrap_interval, compare_costs, costs, grouped, item_means, paired, paired_means
 
 # What is true or false of a completion.
 MEASURES = {"passed": "pass@1", "exact": "exact match", "syntax": "valid syntax"}
@@ -63,6 +63,11 @@ def pass_rates(group: Group, wanted: Sequence[int]) -> dict[str, dict]:
     }
 
 
+def rates_of(variants: list[dict]) -> list[str]:
+    """The pass@k that any of some summaries has."""
+    return list(dict.fromkeys(key for one in variants for key in one if key.startswith("pass@")))
+
+
 def summarise_variant(group: Group, wanted: Sequence[int]) -> dict:
     """One variant of one model on one split."""
     lines = [line for some in group.values() for line in some]
@@ -99,19 +104,10 @@ def compare_shares(mine: Sequence[float], theirs: Sequence[float]) -> dict:
 
 def compare(group: Group, other: Group) -> dict:
     """One variant against another on the same problems: what is true of their completions, cost and time."""
-    common = sorted(group.keys() & other.keys())
-
-    def values(key: str) -> tuple[list[float], list[float]]:
-        mine, theirs = item_means(group, key), item_means(other, key)
-        return [mine[index] for index in common], [theirs[index] for index in common]
-
     judged = all("passed" in line for some in (group, other) for lines in some.values() for line in lines)
-    seconds = [sum(some) for some in values("seconds")]
-    return {
-        **{key: compare_shares(*values(key)) for key in MEASURES if judged or key != "passed"},
-        "nfe": paired(*values("nfe")),
-        "times_as_fast": seconds[1] / seconds[0] if min(seconds) > 0 else None,
-    }
+    measures = [key for key in MEASURES if judged or key != "passed"]
+    shares = {key: compare_shares(*paired_means(group, other, key)) for key in measures}
+    return shares | compare_costs(group, other)
 
 
 def comparisons(groups: dict[tuple[str, str, str], Group]) -> list[dict]:

@@ -8,7 +8,7 @@ made from that file.
 import json
 import logging
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -19,14 +19,14 @@ from asarm.codec import TextCodec
 from asarm.config import SamplerConfig, option
 from asarm.data import pack, read_text
 from asarm.errors import InputError
+from asarm.evals.hub import hub_rows
 from asarm.evals.judges import Judge, load_judge
 from asarm.evals.plots import plot_decoding
-from asarm.evals.runs import SAMPLERS, EvalConfig, claim, digest, run_units, sampling_seed, unfinished
+from asarm.evals.runs import SAMPLERS, EvalConfig, claim, digest, run_settings, run_units, sampling_seed, unfinished
 from asarm.evals.stats import summarise, table
-from asarm.files import read_json_lines, write_json, write_whole
+from asarm.files import read_json_lines, write_json, write_text
 from asarm.models.compiled import compiled_for_decoding
 from asarm.models.ready import load_ready, pick_device
-from asarm.provenance import provenance
 from asarm.sampling import sample
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,7 @@ class DecodingEvalConfig(EvalConfig):
             raise InputError(f"mask_rate must lie in (0, 1), not {self.mask_rate}")
         if self.visible >= self.length:
             raise InputError(f"mask_rate={self.mask_rate} masks no token of length={self.length}: raise one of them")
-        for name in self.samplers:
-            if name not in SAMPLERS:
-                raise InputError(f"unknown sampler {name!r}: choose from {', '.join(SAMPLERS)}")
+        self.check_choices("sampler", self.samplers, SAMPLERS)
         self.variants()
 
     @property
@@ -133,14 +131,7 @@ def load_text(path: str) -> str:
     """The text of a local file, or WikiText's test part from the Hub. InputError when it cannot be had."""
     if path:
         return read_text(path)
-    from datasets import load_dataset  # slow to import
-
-    name, config, split = WIKITEXT
-    try:
-        return "".join(load_dataset(name, config, split=split)["text"])
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load {name} from the Hub ({reason}): give a local file with --text") from error
+    return "".join(row["text"] for row in hub_rows(WIKITEXT, "--text"))
 
 
 def choose_texts(text: str, codec: TextCodec, config: DecodingEvalConfig) -> Texts:
@@ -239,11 +230,8 @@ def evaluate(config: DecodingEvalConfig) -> dict:
     texts = choose_texts(text, codec, config)
     judge = load_judge(config.judge, model, device)
 
-    settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "sampler", "draft")}
-    settings["hardware"] = provenance()["device"]
-    settings["weights_sha256"] = digest(model.state_dict().values())
-    settings["texts_sha256"] = digest([texts.tokens])
-    claim(output, settings)
+    digests = {"weights_sha256": digest(model.state_dict().values()), "texts_sha256": digest([texts.tokens])}
+    claim(output, run_settings(config) | digests)
 
     samples = output / "samples.jsonl"
     units = plan(config, len(texts.index))
@@ -263,6 +251,6 @@ def report(output: Path) -> dict:
     metrics = summarise(read_json_lines(output / "samples.jsonl"))
     about = json.loads((output / "config.json").read_text(encoding="utf-8"))
     write_json(output / "metrics.json", metrics | about)
-    write_whole(output / "table.md", lambda path: path.write_text(table(metrics), encoding="utf-8"))
+    write_text(output / "table.md", table(metrics))
     plot_decoding(output)
     return metrics

@@ -4,21 +4,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asarm.codec import TextCodec
 from asarm.config import SamplerConfig
-from asarm.errors import InputError
 from asarm.evals.fim import find_fim
 from asarm.evals.gap_length import choose
 from asarm.evals.gapped import Gapped
+from asarm.evals.hub import load_causal
+from asarm.evals.padding import padded_parts
 from asarm.objective import log_prob
 from asarm.sampling import sample
 from asarm.sampling.noise import TOKEN, Noise
-from asarm.text import label_spans
+from asarm.text import text_behind
 
-PREFIX, GAP, SUFFIX, PADDING = range(4)
+PREFIX, GAP, SUFFIX = range(3)
 Row = tuple[Gapped, int]  # a text, and how many tokens its gap takes
 
 
@@ -48,22 +47,7 @@ def lay_out(
     """Texts with these tokens in their gaps, as a batch: tokens [B, N] int64, and part [B, N] int64, which says of
     each place whether it is PREFIX, GAP, SUFFIX or PADDING."""
     rows = [(story.prefix_tokens, gap, story.suffix_tokens) for story, gap in zip(stories, gaps, strict=True)]
-    width = max(sum(map(len, row)) for row in rows)
-    tokens, part = torch.zeros(len(rows), width, dtype=torch.long), torch.full((len(rows), width), PADDING)
-    for index, row in enumerate(rows):
-        start = 0
-        for name, ids in zip((PREFIX, GAP, SUFFIX), row, strict=True):
-            tokens[index, start : start + len(ids)] = torch.tensor(ids, dtype=torch.long)
-            part[index, start : start + len(ids)] = name
-            start += len(ids)
-    return tokens.to(device), part.to(device)
-
-
-def decoded(codec: TextCodec, prefix: Sequence[int], gap: Sequence[int]) -> str:
-    """The text of a gap's tokens behind those of the prefix, where some tokenizers read a space that they drop at the
-    beginning of a text. Bytes that are no whole character show as the replacement character."""
-    spans = label_spans(codec, [*prefix, *gap], ["prefix"] * len(prefix) + ["gap"] * len(gap))
-    return "".join(span.text for span in spans if span.label == "gap")
+    return padded_parts(rows, device)
 
 
 def fill(
@@ -77,7 +61,7 @@ def fill(
     filled = []
     for row, length in enumerate(lengths):
         gap = result.tokens[row][part[row] == GAP].tolist()
-        text = decoded(codec, stories[row].prefix_tokens, gap)
+        text = text_behind(codec, stories[row].prefix_tokens, gap)
         judged, kept = result.proposed[row].tolist(), result.accepted[row].tolist()
         filled.append(Filled(text, gap, length, int(result.nfe[row]), judged, kept))
     return filled
@@ -137,13 +121,9 @@ class CausalModel:
 
     def __init__(self, name: str, device: torch.device):
         """Raises InputError when it cannot be loaded."""
-        try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"cannot load the causal model {name}: {str(error).strip().splitlines()[0]}") from error
-        self.model, self.device, self.codec = model.eval().to(device), device, TextCodec(tokenizer)
-        self.longest = getattr(model.config, "max_position_embeddings", None)
+        self.model, tokenizer = load_causal(name, "causal model", device)
+        self.device, self.codec = device, TextCodec(tokenizer)
+        self.longest = getattr(self.model.config, "max_position_embeddings", None)
         self.fim = find_fim(tokenizer)
         self.never = sorted({*tokenizer.all_special_ids, *(self.fim or ())})  # never drawn
         # What its tokenizer puts before a text, if anything.
@@ -181,6 +161,6 @@ class CausalModel:
             places = places[:, -1:] + 1
         filled = []
         for gap, length, ids in zip(gaps, lengths, torch.cat(drawn, dim=1).tolist(), strict=True):
-            text = decoded(self.codec, gap.prefix_tokens, ids[:length])
+            text = text_behind(self.codec, gap.prefix_tokens, ids[:length])
             filled.append(Filled(text, ids[:length], length, length))
         return filled

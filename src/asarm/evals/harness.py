@@ -17,10 +17,11 @@ from tqdm import tqdm
 from asarm.codec import TextCodec
 from asarm.config import SamplerConfig
 from asarm.errors import InputError
-from asarm.evals.likelihood import COLD, Pair, Score, cut_left, iterate_scores, padded, text_behind
+from asarm.evals.likelihood import COLD, Pair, Score, cut_left, iterate_scores, padded
 from asarm.evals.runs import sampling_seed
 from asarm.models.ready import load_ready, pick_device
 from asarm.sampling import sample
+from asarm.text import text_behind
 
 logger = logging.getLogger(__name__)
 FIRST_GAP = 32

@@ -53,12 +53,6 @@ class InfillEvalConfig(EvalConfig):
             raise InputError("no model given")
         self.variants()
 
-    def check_choices(self, name: str, given: list[str], choices: list[str]) -> None:
-        """InputError when what is given is none of the choices. name: that of one choice."""
-        for one in given:
-            if one not in choices:
-                raise InputError(f"unknown {name} {one!r}: choose from {', '.join(filter(None, choices))}")
-
     def model_names(self) -> list[str]:
         """The models, each as name or name@revision."""
         one = f"{self.model}@{self.revision}" if self.revision else self.model

@@ -3,15 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asarm.evals.fill import Filled
 from asarm.evals.fillers import Filler, variants_of
 from asarm.evals.gapped import Gapped
 from asarm.evals.infill_config import InfillEvalConfig, Variant
-from asarm.evals.runs import run_units, unfinished
-from asarm.provenance import provenance
+from asarm.evals.runs import run_settings, run_units, unfinished
 
 logger = logging.getLogger(__name__)
 WARM_UP_TEXTS = 2
@@ -93,12 +92,8 @@ def _cost(unit: Unit, gap: Gapped, filled: Filled, seconds: float) -> dict:
 
 def settings_of(config: InfillEvalConfig, fillers: Sequence[Filler], *left_out: str) -> dict:
     """What results depend on, of all evaluations that fill gaps. left_out: options that they do not depend on."""
-    unwanted = ("output_dir", "sampler", "draft", "steps", *left_out)
-    return {
-        **{name: value for name, value in asdict(config).items() if name not in unwanted},
-        "hardware": provenance()["device"],
-        "weights_sha256": {filler.name: filler.weights for filler in fillers},
-    }
+    weights = {filler.name: filler.weights for filler in fillers}
+    return run_settings(config, "steps", *left_out) | {"weights_sha256": weights}
 
 
 def fill_gaps(

@@ -6,10 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from asarm.errors import InputError
+from asarm.evals.hub import load_causal
 from asarm.objective import log_prob
 
 CUT = 960  # tokens of the judge that are read, as in the paper
@@ -46,12 +45,7 @@ def self_judge(model) -> Judge:
 def causal_judge(name: str, device: torch.device) -> Judge:
     """A causal language model of the Hub or a folder, in float32. It reads the text anew with its own tokenizer, and
     scores all of the first 960 tokens (fewer if it takes fewer) but the first, which it has no context for."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"cannot load the judge {name}: {str(error).strip().splitlines()[0]}") from error
-    model = model.eval().to(device)
+    model, tokenizer = load_causal(name, "judge", device)
     cut = min(CUT, getattr(model.config, "max_position_embeddings", None) or CUT)
 
     @torch.inference_mode()

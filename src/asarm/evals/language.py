@@ -15,7 +15,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,14 +25,16 @@ from asarm.codec import TextCodec
 from asarm.config import SamplerConfig, option
 from asarm.data import read_text
 from asarm.errors import InputError
+from asarm.evals.hub import hub_rows
 from asarm.evals.language_report import LIKELIHOOD, summarise, table
-from asarm.evals.likelihood import COLD, Pair, encode_pair, padded, score_pairs, text_behind
-from asarm.evals.runs import SAMPLERS, EvalConfig, claim, digest, run_units, sampling_seed, unfinished
-from asarm.files import read_json_lines, write_json, write_whole
+from asarm.evals.likelihood import COLD, Pair, encode_pair, padded, score_pairs
+from asarm.evals.runs import SAMPLERS, EvalConfig, claim, digest, run_settings, run_units, sampling_seed, unfinished
+from asarm.files import read_json_lines, write_json, write_text
 from asarm.models.compiled import compiled_for_decoding
 from asarm.models.ready import load_ready, pick_device
-from asarm.provenance import provenance
+from asarm.rows import parse_row
 from asarm.sampling import sample
+from asarm.text import text_behind
 
 logger = logging.getLogger(__name__)
 LAMBADA = ("cimec/lambada", "test")
@@ -60,12 +62,8 @@ class LanguageEvalConfig(EvalConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check_at_least(max_items=0, batch_size=1)
-        for name in self.tasks:
-            if name not in TASKS:
-                raise InputError(f"unknown task {name!r}: choose from {', '.join(TASKS)}")
-        for name in self.samplers:
-            if name not in (*SAMPLERS, GREEDY):
-                raise InputError(f"unknown sampler {name!r}: choose from {', '.join((*SAMPLERS, GREEDY))}")
+        self.check_choices("task", self.tasks, TASKS)
+        self.check_choices("sampler", self.samplers, (*SAMPLERS, GREEDY))
         if not self.tasks:
             raise InputError(f"no tasks given: choose from {', '.join(TASKS)}")
 
@@ -144,12 +142,7 @@ def hellaswag_questions(path: str) -> list[Question]:
 def hellaswag_question(row: str | dict, where: str) -> Question:
     """One question. Its context is `activity_label: ctx_a Ctx_b`, as in the harness, or else the field ctx alone."""
     if isinstance(row, str):
-        try:
-            row = json.loads(row)
-        except ValueError as error:
-            raise InputError(f"{where} is no JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where} is no JSON object: {str(row)[:60]}")
+        row = parse_row(row, where)
     parts = [row.get(name) for name in ("activity_label", "ctx_a", "ctx_b")]
     if all(isinstance(part, str) for part in parts):
         label, first, second = parts
@@ -176,19 +169,6 @@ def clean(text: str) -> str:
 def file_lines(path: str) -> list[str]:
     """The lines of a UTF-8 file; the last may be without its end. InputError when it cannot be read, or is empty."""
     return read_text(path).removesuffix("\n").split("\n")
-
-
-def hub_rows(source: tuple[str, str], instead: str) -> list[dict]:
-    """All rows of a split of a dataset on the Hub. InputError, naming the option to use instead, when there is none."""
-    from datasets import load_dataset  # slow to import
-    from datasets.exceptions import DatasetsError
-
-    name, split = source
-    try:
-        return list(load_dataset(name, split=split))
-    except (OSError, ValueError, DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot load {name} from the Hub ({reason}): give a local file with {instead}") from error
 
 
 def items_of(questions: list[Question], codec: TextCodec, longest: int, task: str, limit: int) -> list[Item]:
@@ -329,12 +309,9 @@ def evaluate(config: LanguageEvalConfig) -> dict:
     longest = model.config.n_positions
     items = {name: items_of(some, codec, longest, name, config.max_items) for name, some in questions.items()}
 
-    settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "sampler", "draft")}
-    settings["hardware"] = provenance()["device"]
-    settings["weights_sha256"] = digest(model.state_dict().values())
     every = [pair for some in items.values() for item in some for pair in item.pairs]
-    settings["items_sha256"] = digest(padded(every, device))
-    claim(output, settings)
+    digests = {"weights_sha256": digest(model.state_dict().values()), "items_sha256": digest(padded(every, device))}
+    claim(output, run_settings(config) | digests)
 
     samples = output / "samples.jsonl"
     units = plan(items, config)
@@ -355,5 +332,5 @@ def report(output: Path) -> dict:
     metrics = summarise(read_json_lines(output / "samples.jsonl"))
     run = json.loads((output / "config.json").read_text(encoding="utf-8"))
     write_json(output / "metrics.json", metrics | run)
-    write_whole(output / "table.md", lambda path: path.write_text(table(metrics), encoding="utf-8"))
+    write_text(output / "table.md", table(metrics))
     return metrics

@@ -5,9 +5,10 @@ import math
 import numpy as np
 from scipy import stats
 
-from asarm.evals.stats import markdown_table, with_interval
+from asarm.evals.stats import bootstrap_interval, markdown_table, with_interval
 
 LIKELIHOOD = "likelihood"
+RESAMPLES = 9999
 
 
 def share(hits: list[bool]) -> dict[str, float | int | list[float]]:
@@ -17,14 +18,8 @@ def share(hits: list[bool]) -> dict[str, float | int | list[float]]:
 
 
 def mean(values: list[float]) -> dict[str, float | int | list[float] | None]:
-    """Mean, its 95 % bootstrap interval (percentiles, 9999 resamplings of a fixed seed; None for one value) and n."""
-    values = np.asarray(values, dtype=float)
-    interval = None
-    if len(values) > 1:
-        generator = np.random.default_rng(0)
-        means = stats.bootstrap((values,), np.mean, method="percentile", batch=100, rng=generator).confidence_interval
-        interval = [float(end) for end in means]
-    return {"mean": float(values.mean()), "interval_95": interval, "n": len(values)}
+    """Mean, its 95 % bootstrap interval (None for one value) and n."""
+    return {"mean": float(np.mean(values)), "interval_95": bootstrap_interval(values, RESAMPLES), "n": len(values)}
 
 
 def perplexity(log_prob: dict) -> dict:

@@ -11,6 +11,7 @@ import torch
 
 from asarm.codec import TextCodec
 from asarm.errors import InputError
+from asarm.evals.padding import padded_parts
 from asarm.objective import log_prob_and_best
 
 COLD = 1e-9  # a temperature at which sampling takes the most probable token; only exact ties are drawn
@@ -82,18 +83,5 @@ def iterate_scores(model, pairs: list[Pair], batch_size: int) -> Iterator[tuple[
 
 def padded(pairs: list[Pair], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """tokens [B, N] int64, given [B, N] bool (the contexts) and target [B, N] bool (the continuations)."""
-    width = max(len(pair.context) + len(pair.continuation) for pair in pairs)
-    tokens = torch.zeros(len(pairs), width, dtype=torch.long)
-    group = torch.full((len(pairs), width), 2)  # padding
-    for row, pair in enumerate(pairs):
-        ids = pair.context + pair.continuation
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        group[row, : len(ids)] = 1
-        group[row, : len(pair.context)] = 0
-    return tokens.to(device), (group == 0).to(device), (group == 1).to(device)
-
-
-def text_behind(codec: TextCodec, context: list[int], ids: list[int]) -> str:
-    """The text of token ids behind others."""
-    left, whole = codec.decode(context), codec.decode(context + ids)
-    return whole[len(left) :] if whole.startswith(left) else codec.decode(ids)
+    tokens, part = padded_parts([(pair.context, pair.continuation) for pair in pairs], device)
+    return tokens, part == 0, part == 1

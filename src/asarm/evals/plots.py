@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from asarm.evals.code_stats import rates_of
 from asarm.evals.rouge import MEASURES
 from asarm.files import read_json_lines
 
@@ -116,8 +117,7 @@ def plot_code(folder: str | Path) -> Path:
     """Shares of completions and their intervals by split, variant and model, from metrics.json: `code.png`."""
     folder = Path(folder)
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["variants"]
-    rates = dict.fromkeys(key for one in found for key in one if key.startswith("pass@"))
-    labels = {key: f"{key}, %" for key in rates} | {"exact": "exact match, %", "syntax": "valid syntax, %"}
+    labels = {key: f"{key}, %" for key in rates_of(found)} | {"exact": "exact match, %", "syntax": "valid syntax, %"}
     return _intervals(folder / "code.png", found, "split", labels, 100.0)
 
 

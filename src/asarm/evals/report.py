@@ -37,13 +37,17 @@ def _scores(variants: list[dict]) -> str:
             one["model"],
             one["variant"],
             *(with_interval(one[key], 2) for key in MEASURES),
-            plus_minus(one["nfe"], 1),
-            plus_minus(one["tokens_per_nfe"], 2) if one["tokens_per_nfe"] else "-",
-            f"{one['seconds']:.3f}",
+            *cost_cells(one),
         ]
         for one in variants
     ]
     return markdown_table(header, rows)
+
+
+def cost_cells(variant: dict) -> list[str]:
+    """NFE, tokens per NFE and seconds of a variant."""
+    rate = variant["tokens_per_nfe"]
+    return [plus_minus(variant["nfe"], 1), plus_minus(rate, 2) if rate else "-", f"{variant['seconds']:.3f}"]
 
 
 def length_table(variants: list[dict]) -> str:

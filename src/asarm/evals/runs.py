@@ -7,9 +7,8 @@ before in the same process.
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from asarm.errors import InputError
 from asarm.files import read_json_lines, write_json, write_json_lines
 from asarm.models.compiled import CHOICES
 from asarm.models.ready import DTYPES
+from asarm.progress import update_seconds
 from asarm.provenance import provenance
 
 SAMPLERS = {
@@ -55,9 +55,8 @@ class EvalConfig(SamplerConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, choices in (("dtype", DTYPES), ("compile", CHOICES)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}: choose from {', '.join(choices)}")
+        self.check_choices("dtype", [self.dtype], DTYPES)
+        self.check_choices("compile", [self.compile], CHOICES)
         self.check_at_least(seed=0)
         if not self.output_dir:
             raise InputError("no output_dir given")
@@ -67,6 +66,12 @@ class EvalConfig(SamplerConfig):
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise InputError(f"{name} must be at least {value}, not {getattr(self, name)}")
+
+    def check_choices(self, name: str, given: Iterable[str], choices: Iterable[str]) -> None:
+        """InputError when what is given is none of the choices. name: that of one choice."""
+        for one in given:
+            if one not in choices:
+                raise InputError(f"unknown {name} {one!r}: choose from {', '.join(filter(None, choices))}")
 
     def sampler_config(self, name: str, **changes) -> SamplerConfig:
         """The settings of one of SAMPLERS, with changes."""
@@ -94,6 +99,14 @@ def digest(tensors: Iterable[torch.Tensor]) -> str:
     for tensor in tensors:
         total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+def run_settings(config: EvalConfig, *left_out: str) -> dict:
+    """What the results of a run depend on, as far as its options and the machine go. left_out: options that they do not
+    depend on."""
+    unwanted = ("output_dir", "sampler", "draft", *left_out)
+    kept = {name: value for name, value in asdict(config).items() if name not in unwanted}
+    return kept | {"hardware": provenance()["device"]}
 
 
 def claim(output: Path, settings: dict) -> None:
@@ -132,11 +145,10 @@ def run_units(
     path: Path, units: Sequence[Unit], todo: Sequence[Unit], run: Callable[[Unit], list[dict]], word: str
 ) -> None:
     """Run those of the units that are still to do and append their lines to `path`. word: what a line is about."""
-    pause = 0.5 if sys.stderr.isatty() else 30  # seconds between lines of a log file
     total, left = (sum(unit.size for unit in some) for some in (units, todo))
     with (
         path.open("a", encoding="utf-8") as file,
-        tqdm(total=total, initial=total - left, unit=word, mininterval=pause) as bar,
+        tqdm(total=total, initial=total - left, unit=word, mininterval=update_seconds()) as bar,
     ):
         for unit in todo:
             bar.set_description(unit.name, refresh=False)

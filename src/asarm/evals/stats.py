@@ -64,7 +64,7 @@ def equality(values, baseline, margin: float) -> dict:
     return result | {"tost_p": tost_p, "ks_p": float(ks.pvalue), "verdict": verdict}
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0) -> list[float] | None:
+def bootstrap_interval(values: Sequence[float], resamples: int = RESAMPLES) -> list[float] | None:
     """95 % percentile interval of the mean of values [n], one a text; None for one text.
 
     Texts are drawn anew with all their trials, for the trials of a text are alike: a text's value is the mean over its
@@ -72,9 +72,9 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> list[float] | 
     """
     if len(values) < 2:
         return None
-    picks = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    means = np.asarray(values, dtype=float)[picks].mean(axis=1)
-    return [float(end) for end in np.percentile(means, [2.5, 97.5])]
+    values, generator = np.asarray(values, dtype=float), np.random.default_rng(0)
+    means = stats.bootstrap((values,), np.mean, n_resamples=resamples, method="percentile", batch=100, rng=generator)
+    return [float(end) for end in means.confidence_interval]
 
 
 def grouped(lines: list[dict], fields: Sequence[str]) -> dict[tuple, Group]:
@@ -88,6 +88,22 @@ def grouped(lines: list[dict], fields: Sequence[str]) -> dict[tuple, Group]:
 def item_means(group: Group, key: str) -> dict[int, float]:
     """{index of a text: mean of a field over its trials}."""
     return {index: float(np.mean([line[key] for line in group[index]])) for index in sorted(group)}
+
+
+def paired_means(group: Group, other: Group, key: str) -> tuple[list[float], list[float]]:
+    """Means of a field over the trials of each text that both groups have, in the order of the texts."""
+    common = sorted(group.keys() & other.keys())
+    mine, theirs = item_means(group, key), item_means(other, key)
+    return [mine[index] for index in common], [theirs[index] for index in common]
+
+
+def compare_costs(group: Group, other: Group) -> dict:
+    """Function evaluations and time of one group against those of another, paired by text."""
+    mine, theirs = (sum(some) for some in paired_means(group, other, "seconds"))
+    return {
+        "nfe": paired(*paired_means(group, other, "nfe")),
+        "times_as_fast": theirs / mine if min(mine, theirs) > 0 else None,
+    }
 
 
 def length_error(lines: list[dict]) -> dict | None:

@@ -4,11 +4,11 @@ Every story, task, variant and trial gives one line of `samples.jsonl`, which is
 so that an interrupted run goes on where it stopped; tables, plots and the page of stories are made from that file.
 """
 
-import hashlib
 import json
 import logging
 from pathlib import Path
 
+from asarm.data import file_digest
 from asarm.evals.fill import Filled
 from asarm.evals.infill_run import Unit, fill_gaps, settings_of
 from asarm.evals.plots import plot_stories
@@ -19,7 +19,7 @@ from asarm.evals.story_config import StoriesConfig
 from asarm.evals.story_data import GapStory, read_stories
 from asarm.evals.story_fillers import story_fillers
 from asarm.evals.story_stats import summarise
-from asarm.files import read_json_lines, write_json, write_whole
+from asarm.files import read_json_lines, write_json, write_text
 from asarm.models.ready import pick_device
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,7 @@ def evaluate(config: StoriesConfig) -> dict:
     output, device = Path(config.output_dir), pick_device(config.device)
     stories = read_stories(config.stories)
     fillers = story_fillers(config, stories, device)
-    stories_sha256 = hashlib.sha256(Path(config.stories).read_bytes()).hexdigest()
-    claim(output, settings_of(config, fillers) | {"stories_sha256": stories_sha256})
+    claim(output, settings_of(config, fillers) | {"stories_sha256": file_digest(Path(config.stories))})
     logger.info("%d stories, %d trials", min(len(stories), config.max_items or len(stories)), config.trials)
     fill_gaps(output / "samples.jsonl", config, fillers, config.trials, UNIT_FIELDS, story_line)
     return report(output)
@@ -60,6 +59,6 @@ def report(output: Path) -> dict:
     metrics = summarise(lines) | about
     write_json(output / "metrics.json", metrics)
     for name, text in (("table.md", story_table(metrics)), ("stories.html", story_page(lines))):
-        write_whole(output / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        write_text(output / name, text)
     plot_stories(output)
     return metrics

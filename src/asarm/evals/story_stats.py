@@ -5,7 +5,16 @@ from collections import defaultdict
 import numpy as np
 
 from asarm.evals.rouge import MEASURES
-from asarm.evals.stats import Group, bootstrap_interval, costs, equality, grouped, item_means, paired
+from asarm.evals.stats import (
+    Group,
+    bootstrap_interval,
+    compare_costs,
+    costs,
+    equality,
+    grouped,
+    item_means,
+    paired_means,
+)
 
 BASELINE = "sequential"
 MARGIN = 0.5  # points of ROUGE that count as no difference
@@ -38,18 +47,8 @@ def summarise_variant(group: Group) -> dict:
 
 def compare(group: Group, other: Group) -> dict:
     """One variant against another of the same model and task, paired by story (means over trials)."""
-    common = sorted(group.keys() & other.keys())
-
-    def values(key: str) -> tuple[list[float], list[float]]:
-        mine, theirs = item_means(group, key), item_means(other, key)
-        return [mine[index] for index in common], [theirs[index] for index in common]
-
-    seconds = [sum(some) for some in values("seconds")]
-    return {
-        **{key: equality(*values(key), MARGIN) for key in MEASURES},
-        "nfe": paired(*values("nfe")),
-        "times_as_fast": seconds[1] / seconds[0] if seconds[0] else None,
-    }
+    measures = {key: equality(*paired_means(group, other, key), MARGIN) for key in MEASURES}
+    return measures | compare_costs(group, other)
 
 
 def comparisons(groups: dict[tuple[str, str, str], Group]) -> list[dict]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from asarm.codec import TextCodec
-from asarm.errors import InputError
+from asarm.errors import InputError, first_line
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.bundled import resolve_model
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
@@ -66,17 +66,13 @@ def model_folder(name: str | Path, revision: str | None = None, weights: bool = 
     except RevisionNotFoundError as error:
         raise InputError(f"{name} has no branch, tag or commit {revision!r} on the Hub") from error
     except LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else _first_line(error.__cause__ or error)
+        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else first_line(error.__cause__ or error)
         raise InputError(
             f"no model folder {name}; {name} at {revision} is not (wholly) in the cache {constants.HF_HUB_CACHE}, and "
             f"{constants.ENDPOINT} cannot be reached: {why}"
         ) from error
     except (httpx.HTTPError, OSError) as error:
-        raise InputError(f"the download of {name} at {revision} failed, try again: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")
+        raise InputError(f"the download of {name} at {revision} failed, try again: {first_line(error)}") from error
 
 
 def read_config(name: str | Path, folder: Path, known: Iterable[str] = tuple(BACKBONES)) -> PreTrainedConfig:
@@ -86,7 +82,7 @@ def read_config(name: str | Path, folder: Path, known: Iterable[str] = tuple(BAC
     except StrictDataclassError as error:
         raise InputError(f"the config of {name} is not valid: {' '.join(str(error).split())}") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load {name}: {_first_line(error)}") from error
+        raise InputError(f"cannot load {name}: {first_line(error)}") from error
     if config.model_type not in known:
         raise InputError(f"{name} is a {config.model_type} model; known are {', '.join(known)}")
     return config
@@ -99,7 +95,7 @@ def read_weights(model_class: type[PreTrainedModel], name: str | Path, folder: P
     except SafetensorError as error:
         raise InputError(f"the weights in {folder} are damaged, get them anew: {error}") from error
     except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot load {name}: {_first_line(error)}") from error
+        raise InputError(f"cannot load {name}: {first_line(error)}") from error
     wrong = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report[kind]}
     if wrong:
         raise InputError(f"the weights of {name} do not fit its config: {wrong}")
@@ -111,7 +107,7 @@ def read_tokenizer(name: str | Path, folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # `tokenizers` raises plain Exception for damaged files
-        raise InputError(f"cannot load the tokenizer of {name}: are its files there? ({_first_line(error)})") from error
+        raise InputError(f"cannot load the tokenizer of {name}: are its files there? ({first_line(error)})") from error
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -126,9 +126,8 @@ def _evaluate(state: Decoding, ranks, size, depths: list[int]) -> torch.Tensor:
     depths[a] ranks behind the a-th of them, blind to its token: [B, W + 1 + Q, E]."""
     seen = [a for a, depth in enumerate(depths) for _ in range(depth)]
     behind = [a + 1 + index for a, depth in enumerate(depths) for index in range(depth)]
-    seen, behind = torch.tensor(
-        [seen, behind], dtype=torch.long, device=ranks.device
-    )  # [Q] each, counted from the first rank
+    # [Q] each, counted from the first rank
+    seen, behind = torch.tensor([seen, behind], dtype=torch.long, device=ranks.device)
     first = state.decoded[:, None]
     asked, contexts = (torch.cat((ranks, first + counted), dim=1) for counted in (behind, seen))
     return state.states(state.decoded + size, asked, contexts)
