@@ -106,6 +106,19 @@ def test_bad_input(tmp_path):
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(InputError, match="cannot read the evaluation set"):
         Evaluation.read([tmp_path / "bad.jsonl"])
-    with pytest.raises(InputError, match="no file is left"):
+    with pytest.raises(InputError, match="nothing is left"):
         main([str(tmp_path / "out.jsonl"), "--folders", str(tmp_path), "--exclude", "none"])
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_functions(library, tmp_path):
+    """Each short function once and flush left; short ones (three lines) and classes are left out."""
+    size = "def size(self):\n    if self:\n        return 1\n    return 0\n"
+    method = "".join("    " + line for line in size.splitlines(keepends=True))
+    outer = "def outer():\n    def inner():\n        a = 1\n        b = 2\n        return a\n    return inner\n"
+    parts = ["# Two classes and a function.\n" * 10, "class Twice:\n    @property\n" + method, "class Copy:\n" + method]
+    (library / "more.py").write_text("\n\n".join([*parts, outer]))
+    found = {row["text"] for row in run(library, tmp_path, "--exclude", "none", "--functions")}
+    total = ORDINARY[ORDINARY.index("def") : ORDINARY.index("\n\nclass")]
+    assert {text for text in found if "  # " not in text} == {total, size, outer}
+    assert all("\nclass" not in text and text.startswith("def ") for text in found)

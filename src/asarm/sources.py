@@ -2,13 +2,16 @@
 
 Files are those of Python's standard library and of the installed packages. Tests, vendored and generated files are left
 out, and so is every file that shares a line of some length, or the name and signature of a function, with a problem of
-an evaluation set (HumanEval). Of files that are nearly alike the first is kept.
+an evaluation set (HumanEval). Of files that are nearly alike the first is kept. Short functions can
+be taken out of them.
 """
 
 import ast
 import logging
+import random
 import re
 import sysconfig
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +33,7 @@ LONGEST_LINE, MEAN_LINE = 400, 90  # longer ones are data
 FEWEST_LETTERS = 0.35  # share of letters; tables of numbers have fewer
 SHARED_LINE = 40  # characters, white space left out, from which a line that an evaluation holds too tells of a copy
 SEEN_LINE = 12  # characters from which lines count when files are compared
+FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 60), 1200  # of a function that is taken
 MOST_SEEN = 0.5  # share of such lines that other files may have had before
 
 
@@ -128,3 +132,27 @@ def python_sources(files: Iterable[Path], evaluation: Evaluation) -> Iterator[tu
                 seen |= lines
                 yield path, text
     logger.info("left out: %s", ", ".join(f"{count} files {reason}" for reason, count in left_out.items()))
+
+
+def short_functions(texts: Iterable[str]) -> list[str]:
+    """The short functions and methods of files, flush left and without decorators, each once, in random order (always
+    the same). Functions inside of functions stay there."""
+    found: dict[str, str] = {}
+    for text in texts:
+        lines = text.splitlines(keepends=True)
+        for scope in ast.walk(ast.parse(text)):
+            if isinstance(scope, (ast.Module, ast.ClassDef)):
+                for node in scope.body:
+                    if isinstance(node, ast.FunctionDef):
+                        function = textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
+                        if _is_short(function):
+                            found.setdefault("".join(function.split()), function)
+    functions = list(found.values())
+    random.Random(0).shuffle(functions)
+    return functions
+
+
+def _is_short(function: str) -> bool:
+    least, most = FUNCTION_LINES
+    lines = function.count("\n") + (not function.endswith("\n"))
+    return function.startswith("def") and least <= lines <= most and len(function) <= FUNCTION_CHARACTERS

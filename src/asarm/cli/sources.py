@@ -1,6 +1,7 @@
 """Python sources of this installation as a corpus to train on: `python -m asarm sources OUTPUT.jsonl [options]`.
 
-Writes one file a line, with its path in the installation and its text. `train --train_files OUTPUT.jsonl` takes it.
+Writes one file a line, with its path in the installation and its text, or one function a line.
+`train --train_files OUTPUT.jsonl` takes it.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from asarm.errors import InputError
 from asarm.files import write_whole
-from asarm.sources import Evaluation, installed_files, python_sources
+from asarm.sources import Evaluation, installed_files, python_sources, short_functions
 
 
 def main(arguments: list[str]) -> None:
@@ -21,6 +22,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--exclude", nargs="+", required=True, help="JSON-lines files of the evaluation sets to leave out, or `none`"
     )
+    parser.add_argument("--functions", action="store_true", help="write short functions instead of whole files")
     settings = parser.parse_args(arguments)
     evaluation = Evaluation.read([] if settings.exclude == ["none"] else settings.exclude)
     files = installed_files(settings.folders)
@@ -28,12 +30,18 @@ def main(arguments: list[str]) -> None:
 
     def write(temporary: Path) -> None:
         nonlocal count, characters
+        sources = python_sources(files, evaluation)
+        if settings.functions:
+            rows = ({"text": function} for function in short_functions(text for _, text in sources))
+        else:
+            rows = ({"path": "/".join(path.parts[-3:]), "text": text} for path, text in sources)
         with temporary.open("w", encoding="utf-8") as output:
-            for path, text in python_sources(files, evaluation):
-                output.write(json.dumps({"path": "/".join(path.parts[-3:]), "text": text}) + "\n")
-                count, characters = count + 1, characters + len(text)
+            for row in rows:
+                output.write(json.dumps(row) + "\n")
+                count, characters = count + 1, characters + len(row["text"])
         if not count:
-            raise InputError("no file is left to train on")
+            raise InputError("nothing is left to train on")
 
     write_whole(settings.output, write)
-    print(f"{count} of {len(files)} files, {characters / 1e6:.1f} million characters: {settings.output}")
+    counted = f"{count} functions" if settings.functions else f"{count} of {len(files)} files"
+    print(f"{counted}, {characters / 1e6:.1f} million characters: {settings.output}")
