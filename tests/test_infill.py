@@ -57,7 +57,10 @@ def test_samples_are_those_of_their_seeds(infill):
     assert [sample["text"] for sample in together] == [sample["text"] for sample in alone]
 
 
-@pytest.mark.parametrize("options", [["--sampler", "sequential"], ["--draft", "ngram"], ["--k", "2"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--sampler", "sequential"], ["--sampler", "assd"], ["--sampler", "assd", "--draft", "ngram"], ["--k", "2"]],
+)
 def test_gumbel_gives_the_sequential_text_with_any_draft(infill, options):
     expected = json.loads(infill(TEXT, "--sampler", "sequential", "--json").out)["samples"][0]
     other = json.loads(infill(TEXT, "--coupling", "gumbel", "--json", *options).out)["samples"][0]
@@ -86,7 +89,9 @@ def test_file_and_standard_input_give_the_same(infill, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [["--sampler", "sequential"], ["--sampler", "parallel"], ["--draft", "self"], ["--draft", "ngram"]]
+    "options",
+    [["--sampler", name] for name in ("sequential", "parallel", "fused", "assd")]
+    + [["--sampler", "assd", "--draft", "ngram"]],
 )
 def test_trace_has_a_line_for_each_step_and_ends_in_the_text(infill, options):
     lines = infill(TEXT, "--trace", *options).out.split("\n")

@@ -33,7 +33,10 @@ class SamplerConfig:
         _check(self.draft in ("self", "ngram", "blind"), f"unknown draft {self.draft!r}: choose self, ngram or blind")
         known = ("residual", "block", "gumbel")
         _check(self.coupling in known, f"unknown coupling {self.coupling!r}: choose {', '.join(known)}")
-        _check(self.sampler != "fused" or self.draft != "ngram", "fused drafts by the model: use draft self or blind")
+        _check(
+            self.sampler != "fused" or self.draft != "ngram",
+            "fused drafts by the model, self or blind; ngram is for sampler assd",
+        )
         _check(self.sampler == "fused" or self.draft != "blind", "draft blind (without draft head) is for fused only")
         _check(self.k >= 1, f"k must be at least 1, not {self.k}")
         _check(not self.adaptive or self.sampler == "fused", "adaptive needs the fused sampler")

@@ -50,6 +50,7 @@ class InfillConfig:
 def parse_arguments(arguments: list[str]) -> tuple[InfillConfig, SamplerConfig, Namespace]:
     """The two configurations, and a namespace with text (or None), trace and json."""
     parser = HfArgumentParser((InfillConfig, SamplerConfig), prog="asarm infill", description=__doc__)
+    parser.set_defaults(sampler="fused")
     parser.add_argument("text", nargs="?", help="the text, in quotes; - reads it from the standard input")
     # Not fields of a dataclass: those take an optional value, and would swallow the text that follows them.
     parser.add_argument("--trace", action="store_true", help="show the text growing, with every verdict on drafts")

@@ -5,7 +5,7 @@ Hub. `tiny`: the bundled model and a few passages and questions of this reposito
 """
 
 from asarm.cli.presets import DATASETS, parse_with_preset, run
-from asarm.evals.language import LanguageEvalConfig, evaluate
+from asarm.evals.language import GREEDY, LanguageEvalConfig, evaluate
 
 PRESETS = {
     "paper": {"revision": "nlp"},
@@ -13,6 +13,7 @@ PRESETS = {
         "model": "tiny-text",
         "lambada": str(DATASETS / "last_words.txt"),
         "hellaswag": str(DATASETS / "endings.jsonl"),
+        "samplers": ["sequential", "fused", GREEDY],
         "device": "cpu",
     },
 }
