@@ -4,8 +4,8 @@
 
 Prints, for masking rates 0.15, 0.5 and 0.95, each model's exact joint NLL in nats a token beside a unigram and a bigram
 table of the training part on the same tokens, the paired difference to the first model (mean and standard error over
-texts), and tokens per NFE of ASSD with self drafts on texts of which 50 % and 95 % are masked. All models must share
-the first one's tokenizer.
+texts), and tokens per NFE of ASSD with self drafts and of fused decoding without draft head, on texts of which 50 % and
+95 % are masked. All models must share the first one's tokenizer.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from asarm.objective import random_targets
 RATES = (0.15, 0.5, 0.95)
 
 
-def decoding_cost(model, tokens: torch.Tensor, rate: float, k: int) -> tuple[np.ndarray, list[float]]:
-    """Tokens per NFE of each text [n], and the acceptance by index of all of them, with assd and self drafts."""
+def decoding_cost(model, tokens: torch.Tensor, rate: float, config: SamplerConfig) -> tuple[np.ndarray, list[float]]:
+    """Tokens per NFE of each text [n], and the acceptance by index of all of them."""
     target = random_targets(*tokens.shape, rate, torch.Generator().manual_seed(1))
-    result = sample(model, tokens, ~target, target, SamplerConfig(k=k), range(len(tokens)))
+    result = sample(model, tokens, ~target, target, config, range(len(tokens)))
     shares = result.accepted.sum(0) / result.proposed.sum(0)
     return (result.targets / result.nfe).numpy(), shares.tolist()
 
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="bundled names, folders or Hub repositories (REPOSITORY@REVISION)")
     parser.add_argument("--train_files", nargs="+", required=True, help="as in training")
+    parser.add_argument("--extensions", nargs="+", default=[".txt", ".jsonl", ".parquet"], help="as in training")
     parser.add_argument("--held_out", type=float, default=0.02, help="as in training")
     parser.add_argument("--length", type=int, default=512, help="tokens a text")
     parser.add_argument("--num_texts", type=int, default=128, help="texts for the NLL, evenly spread")
@@ -44,7 +45,7 @@ def main() -> None:
 
     models, codecs = zip(*(load(*name.split("@")) for name in arguments.models), strict=True)
     codec = codecs[0]
-    source = DataConfig(train_files=arguments.train_files, held_out=arguments.held_out)
+    source = DataConfig(train_files=arguments.train_files, extensions=arguments.extensions, held_out=arguments.held_out)
     train, held_out = (blocks(part, arguments.length) for part in local_corpus(source, codec))
     chosen = evenly(held_out, arguments.num_texts)
     print(f"{len(chosen)} of {len(held_out)} held-out texts of {arguments.length} tokens\n")
@@ -61,13 +62,16 @@ def main() -> None:
             error = gap.std(ddof=1) / len(gap) ** 0.5
             print(f"| {rate} | {name} | {score.mean():.3f} | {gap.mean():+.4f} ± {error:.4f} |", flush=True)
     decoded = torch.from_numpy(evenly(chosen, arguments.num_decoded)).long()
-    print(f"\n| masked | model | tokens per NFE, k={arguments.k} | acceptance by index |\n| --- | --- | ---: | --- |")
+    samplers = {"assd": SamplerConfig(k=arguments.k), "fused": SamplerConfig("fused", draft="blind", k=arguments.k)}
+    print(f"\n| masked | model | sampler | tokens per NFE, k={arguments.k} | acceptance by index |")
+    print("| --- | --- | --- | ---: | --- |")
     for rate in (0.5, 0.95):
         for model, name in zip(models, arguments.models, strict=True):
-            gain, shares = decoding_cost(model, decoded, rate, arguments.k)
-            error = gain.std(ddof=1) / len(gain) ** 0.5
-            listed = " ".join(f"{share:.2f}" for share in shares)
-            print(f"| {rate} | {name} | {gain.mean():.3f} ± {error:.3f} | {listed} |", flush=True)
+            for sampler, config in samplers.items():
+                gain, shares = decoding_cost(model, decoded, rate, config)
+                error = gain.std(ddof=1) / len(gain) ** 0.5
+                listed = " ".join(f"{share:.2f}" for share in shares)
+                print(f"| {rate} | {name} | {sampler} | {gain.mean():.3f} ± {error:.3f} | {listed} |", flush=True)
 
 
 if __name__ == "__main__":

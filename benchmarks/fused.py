@@ -242,12 +242,19 @@ def axes_of(count: int, title: Callable[[int], str], **labels) -> tuple[plt.Figu
 
 
 def plot_k(model, tasks: list[Task], ks: list[int], path: Path) -> list[dict]:
-    """Tokens per NFE against k, a panel a task."""
+    """Tokens per NFE against k, a panel a task; and a table of the fastest k beside the adaptive one."""
+    print()
+    show("texts", "fastest k", "s a text", "adaptive, s a text", "ratio")
+    show("---", "---:", "---:", "---:", "---:")
     figure, panels = axes_of(len(tasks), lambda index: tasks[index].name, xlabel="k", ylabel="tokens per NFE")
     rows = []
     for task, axes in zip(tasks, panels, strict=True):
         variants = {f"{name} {k}": replace(config, k=k) for name, config in SWEPT.items() for k in ks}
-        outcomes = decode(model, task, variants)
+        outcomes = decode(model, task, variants | {"adaptive": ADAPTIVE})
+        seconds = {k: float(outcomes[f"+ draft head {k}"].seconds.mean()) for k in ks}
+        best, adaptive = min(seconds, key=seconds.get), float(outcomes["adaptive"].seconds.mean())
+        show(task.name, best, f"{seconds[best]:.4f}", f"{adaptive:.4f}", f"{adaptive / seconds[best]:.3f}")
+        rows.append({"task": task.name, "variant": "adaptive", "seconds": adaptive, "fixed": seconds})
         for name in SWEPT:
             values = [outcomes[f"{name} {k}"].tokens_per_nfe for k in ks]
             errors = [outcomes[f"{name} {k}"].error for k in ks]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from models import tiny_gpt2, tiny_xlnet
@@ -11,7 +12,7 @@ from asarm import sampling
 from asarm.config import SamplerConfig
 from asarm.objective import log_prob
 from asarm.sampling import sample
-from asarm.sampling.adaptive import Costs
+from asarm.sampling.adaptive import AdaptivePlan
 from asarm.sampling.fused import sample_fused
 
 VOCABULARY = 4
@@ -92,8 +93,9 @@ EXACT = [
 
 @pytest.fixture(autouse=True)
 def fixed_costs(monkeypatch):
-    """Costs at which windows of different lengths pay after different outcomes."""
-    monkeypatch.setattr(sampling, "measured_costs", lambda *arguments: Costs(10.0, 1.0, 0.6, 0.5))
+    """Costs at which windows of different lengths pay, as more or fewer drafts are accepted."""
+    plan = AdaptivePlan(np.array([10.0, 13.0, 15.5, 17.5, 19.0]))
+    monkeypatch.setattr(sampling, "adaptive_plan", lambda *arguments: plan)
 
 
 @pytest.mark.parametrize("settings", EXACT, ids=lambda s: "-".join(map(str, s.values())))
@@ -125,13 +127,10 @@ class Moody:
     most = 3
 
     def __init__(self):
-        self.mood = 0
-
-    def depths(self, width: int) -> list[int]:
-        return [(self.mood + accepted) % (self.most + 1) for accepted in range(width + 1)]
+        self.k = 0
 
     def learn(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
-        self.mood += int(accepted.sum()) + 2 * int((accepted < size).sum())
+        self.k = (self.k + int(accepted.sum()) + 2 * int((accepted < size).sum())) % (self.most + 1)
 
 
 @pytest.mark.parametrize("coupling", ["residual", "block"])

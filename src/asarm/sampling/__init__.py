@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from asarm.config import SamplerConfig
-from asarm.sampling.adaptive import AdaptivePlan, measured_costs
+from asarm.sampling.adaptive import adaptive_plan
 from asarm.sampling.fused import sample_fused
 from asarm.sampling.parallel import sample_parallel
 from asarm.sampling.result import SampleResult, TraceStep
@@ -51,7 +51,7 @@ def sample(
         raise ValueError("a row has no target: there is nothing to fill")
     extra = {}
     if config.adaptive:
-        extra["plan"] = AdaptivePlan(measured_costs(model, *tokens.shape, config.coupling), config.k)
+        extra["plan"] = adaptive_plan(model, *tokens.shape, config)
     start = _now(model)
     result = SAMPLERS[config.sampler](model, tokens, given, target, config, seeds, trace, **extra)
     result.seconds = _now(model) - start

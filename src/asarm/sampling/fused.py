@@ -21,15 +21,13 @@ from asarm.sampling.state import Decoding
 
 
 class Plan(Protocol):
-    """How far to draft. most: the longest window."""
+    """How far to draft. most: the longest window. k: of the drafts that the next call makes.
+
+    k may depend on what is settled, on costs and on the drafts judged so far, not on drafts yet to be judged.
+    """
 
     most: int
-
-    def depths(self, width: int) -> list[int]:
-        """Behind a window of `width` drafts, how many to draft for each number 0..width of them that is accepted.
-
-        May depend on what is settled, on costs and on the drafts judged so far, not on drafts yet to be judged.
-        """
+    k: int
 
     def learn(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
         """Hear that so many [B] of the first size [B] drafts were accepted."""
@@ -39,10 +37,7 @@ class FixedPlan:
     """Always k drafts, whatever is accepted."""
 
     def __init__(self, k: int):
-        self.most = k
-
-    def depths(self, width: int) -> list[int]:
-        return [self.most] * (width + 1)
+        self.most = self.k = k
 
     def learn(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
         pass
@@ -76,7 +71,7 @@ def steps(state: Decoding, plan: Plan, config) -> Iterator[None]:
         log_q, drafts = _draft(state, drafting, size, ranks, choice)
 
         most = int(left.max()) - 1  # ranks left to draft for behind the next token
-        depths = [max(0, min(depth, most - a)) for a, depth in enumerate(plan.depths(width))]
+        depths = [max(0, min(plan.k, most - a)) for a in range(width + 1)]
         states = _evaluate(state, ranks, size, depths)
         window = Window(state.laws(states[:, : width + 1]), log_q, drafts, size, positions, choice)
         accepted, following = COUPLINGS[config.coupling](window, state.noise, config.tolerance)
