@@ -280,3 +280,11 @@ def test_what_cannot_be_chosen(folder, tiny_folder):
         load(folder, white_space="tabs")
     with pytest.raises(InputError, match="--white_space plain"):
         load(tiny_folder, white_space="tokens")
+
+
+def test_lines_have_the_tokens_that_they_have_in_the_text():
+    """So a gap of whole lines can be cut out of a text, and filled, in the tokens that the model was trained on."""
+    codec = TextCodec(train_tokenizer([FUNCTION * 3], 300))
+    ends = [place for place, letter in enumerate(FUNCTION) if letter == "\n"]
+    for cut in (*ends, *(end + 1 for end in ends)):  # a newline belongs to the gap, or to what follows
+        assert codec.encode(FUNCTION[:cut]) + codec.encode(FUNCTION[cut:]) == codec.encode(FUNCTION)
