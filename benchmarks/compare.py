@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from asarm import SamplerConfig, load, sample
-from asarm.config import DataConfig
+from asarm.config import CorpusConfig
 from asarm.data import blocks, evenly, local_corpus
 from asarm.errors import InputError
 from asarm.evals.baselines import masked_nll, ngram_nll
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="bundled names, folders or Hub repositories (REPOSITORY@REVISION)")
     parser.add_argument("--train_files", nargs="+", required=True, help="as in training")
-    parser.add_argument("--extensions", nargs="+", default=[".txt", ".jsonl", ".parquet"], help="as in training")
+    parser.add_argument("--extensions", nargs="+", default=CorpusConfig().extensions, help="as in training")
     parser.add_argument("--held_out", type=float, default=0.02, help="as in training")
     parser.add_argument("--length", type=int, default=512, help="tokens a text")
     parser.add_argument("--num_texts", type=int, default=128, help="texts for the NLL, evenly spread")
@@ -45,7 +45,9 @@ def main() -> None:
 
     models, codecs = zip(*(load(*name.split("@")) for name in arguments.models), strict=True)
     codec = codecs[0]
-    source = DataConfig(train_files=arguments.train_files, extensions=arguments.extensions, held_out=arguments.held_out)
+    source = CorpusConfig(
+        train_files=arguments.train_files, extensions=arguments.extensions, held_out=arguments.held_out
+    )
     train, held_out = (blocks(part, arguments.length) for part in local_corpus(source, codec))
     chosen = evenly(held_out, arguments.num_texts)
     print(f"{len(chosen)} of {len(held_out)} held-out texts of {arguments.length} tokens\n")

@@ -105,14 +105,16 @@ def test_exact_samplers_have_the_enumerated_law(problem, settings):
     assert min(p_values) > 0.001, p_values
 
 
-@pytest.mark.parametrize("settings", [EXACT[4], EXACT[7]], ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize("settings", [EXACT[0], EXACT[4], EXACT[7]], ids=lambda s: "-".join(map(str, s.values())))
 def test_exact_samplers_at_temperature_1(problem, settings):
     model, *rows = problem
     p_values = chi_square_p(model, rows, SamplerConfig(**settings))
     assert min(p_values) > 0.001, p_values
 
 
-@pytest.mark.parametrize("settings", [EXACT[0], EXACT[2], *EXACT[6:9]], ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize(
+    "settings", [EXACT[0], EXACT[2], *EXACT[6:9], EXACT[10]], ids=lambda s: "-".join(map(str, s.values()))
+)
 def test_exact_samplers_on_xlnet(settings):
     model, *rows = three_texts(tiny_xlnet(VOCABULARY + 1, draft_head=8))
     p_values = chi_square_p(model, rows, SamplerConfig(temperature=0.7, **settings))

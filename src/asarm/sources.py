@@ -2,8 +2,8 @@
 
 Files are those of Python's standard library and of the installed packages. Tests, vendored and generated files are left
 out, and so is every file that shares a line of some length, or the name and signature of a function, with a problem of
-an evaluation set (HumanEval). Of files that are nearly alike the first is kept. Short functions can
-be taken out of them.
+an evaluation set (HumanEval). Of files that are nearly alike the first is kept. Short functions can be taken out of
+them.
 """
 
 import ast
@@ -138,18 +138,20 @@ def short_functions(texts: Iterable[str]) -> list[str]:
     """The short functions and methods of files, flush left and without decorators, each once, in random order (always
     the same). Functions inside of functions stay there."""
     found: dict[str, str] = {}
-    for text in texts:
-        lines = text.splitlines(keepends=True)
-        for scope in ast.walk(ast.parse(text)):
-            if isinstance(scope, (ast.Module, ast.ClassDef)):
-                for node in scope.body:
-                    if isinstance(node, ast.FunctionDef):
-                        function = textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
-                        if _is_short(function):
-                            found.setdefault("".join(function.split()), function)
+    for function in (function for text in texts for function in _functions(text)):
+        if _is_short(function):
+            found.setdefault("".join(function.split()), function)
     functions = list(found.values())
     random.Random(0).shuffle(functions)
     return functions
+
+
+def _functions(text: str) -> Iterator[str]:
+    """The functions of a file and the methods of its classes."""
+    lines = text.splitlines(keepends=True)
+    scopes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Module, ast.ClassDef))]
+    for node in (node for scope in scopes for node in scope.body if isinstance(node, ast.FunctionDef)):
+        yield textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
 
 
 def _is_short(function: str) -> bool:
