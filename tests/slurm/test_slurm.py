@@ -67,15 +67,20 @@ class Job:
     def about(self, name: str) -> str:
         return re.search(rf"\b{name}=(\S*)", command("scontrol", "show", "job", self.number))[1]
 
-    def wait(self, condition, seconds: float):
-        """Until condition() holds; fails with the job's output when it does not come to that."""
+    def wait(self, condition, seconds: float, lost=("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")):
+        """Until condition() holds; fails with the job's output when it does not come to that, or the job is lost."""
         end = time.monotonic() + seconds
         while not (result := condition()):
-            over = self.about("JobState") in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+            over = self.about("JobState") in lost
             assert not over, f"{self.about('JobState')}\n{self.output}"
             assert time.monotonic() < end, f"still {self.about('JobState')} after {seconds} s\n{self.output}"
             time.sleep(0.2)
         return result
+
+    def cancel(self):
+        """End the job, and wait until it has left the queue: its state is CANCELLED a moment before that."""
+        command("scancel", self.number)
+        self.wait(lambda: command("squeue", "--noheader", "--jobs", self.number) == "", 60, lost=())
 
     def complete(self, seconds: float):
         self.wait(lambda: self.about("JobState") == "COMPLETED", seconds)
@@ -158,8 +163,7 @@ def goes_on(job, run) -> list[float]:
     assert stops[0] > 0
     assert len(stops) == int(job.about("Restarts"))
     job.wait(lambda: len(lines(run)) >= stops[-1] + MORE, 120)
-    command("scancel", job.number)
-    job.wait(lambda: command("squeue", "--noheader", "--jobs", job.number) == "", 60)
+    job.cancel()
     steps = [line["step"] for line in lines(run)]
     assert steps == list(range(1, len(steps) + 1))
     return [line["joint"] for line in lines(run)]
@@ -212,8 +216,7 @@ def test_pre_empted_with_two_tasks(train, limited):
 def test_a_cancelled_job_saves_and_is_not_put_back(train):
     job, run = train("cancelled")
     job.wait(lambda: lines(run), 100)
-    command("scancel", job.number)
-    job.wait(lambda: "stopped at step" in job.output, 60)
-    job.wait(lambda: command("squeue", "--noheader", "--jobs", job.number) == "", 60)
+    job.cancel()
+    assert "stopped at step" in job.output
     assert job.about("JobState") == "CANCELLED"
     assert list(run.glob("checkpoint-*"))
