@@ -97,6 +97,14 @@ def test_the_tokens_are_those_of_the_tokenizer(codec):
     assert codec.tokenizer.pad_token_id not in codec.encode(FUNCTION + "   a      b")
 
 
+def test_line_ends(codec, tokenizer):
+    """All tokens with a newline at their end, eos, and no other."""
+    ends = set(codec.line_ends())
+    assert {tokenizer.eos_token_id, *codec.encode("\n")} <= ends
+    assert not ends & set(codec.encode("a b  (c):"))
+    assert ends == {tokenizer.eos_token_id} | {id for id in range(len(codec)) if codec.decode([id]).endswith("\n")}
+
+
 @pytest.mark.parametrize("text", [FUNCTION, MAKEFILE, "\n\n\na\n", "\n", "\t", "    ", ""])
 def test_code_comes_back(codec, text):
     assert around(codec, text) == text

@@ -142,6 +142,15 @@ def test_a_sharded_run_goes_on_in_one_process_and_back(sources, single, tmp_path
 
 
 @pytest.mark.slow
+def test_muon_is_not_sharded(sources, tmp_path):
+    env = environment(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    run = command(TORCHRUN, sources, tmp_path / "run", optimizer="muon")
+    failed = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
+    assert failed.returncode != 0
+    assert "optimizer muon needs whole matrices" in failed.stderr
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_the_same_step(sources, tmp_path):
     run = tmp_path / "run"
     long = command(TORCHRUN, sources, run, "stream", max_steps=100_000, gradient_accumulation_steps=2)

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from asarm import data, load
 from asarm.cli.train import parse_arguments
 from asarm.config import DataConfig, DraftLossConfig, MaskingConfig, ModelConfig, TrainingConfig
 from asarm.errors import InputError
-from asarm.objective import draft_queries, log_prob, random_targets, training_loss, training_targets
+from asarm.objective import Gaps, draft_queries, log_prob, random_targets, training_loss, training_targets
 from asarm.order import rank_order
 from asarm.trainer import Trainer
 
@@ -51,13 +52,13 @@ def test_training_loss_is_the_mean_log_density():
 
 
 def test_a_share_of_the_texts_has_its_targets_in_one_run():
-    target = training_targets(400, 20, 0.3, 0.5, torch.Generator().manual_seed(0))
+    target = training_targets(torch.zeros(400, 20), 0.3, Gaps(0.5), torch.Generator().manual_seed(0))
     assert (target.sum(1) == 6).all()
     starts = (target & ~torch.nn.functional.pad(target, (1, 0))[:, :-1]).sum(1)  # runs of each text
     assert 160 < int((starts == 1).sum()) < 250
     first = target.long().argmax(1)[starts == 1]
     assert set(first.tolist()) == set(range(15))  # wherever a run of 6 fits
-    every = training_targets(50, 20, 0.3, 1.0, torch.Generator().manual_seed(0))
+    every = training_targets(torch.zeros(50, 20), 0.3, Gaps(1.0), torch.Generator().manual_seed(0))
     assert torch.equal(every, span_targets_by_hand(every))
 
 
@@ -67,11 +68,30 @@ def span_targets_by_hand(target):
     return (places >= first) & (places < first + target.sum(1, keepdim=True))
 
 
+def test_a_share_of_the_texts_has_its_targets_in_whole_lines():
+    newline, eos = 1, 2
+    tokens = torch.randint(0, 12, (200, 60), generator=torch.Generator().manual_seed(0))
+    target = training_targets(tokens, 0.4, Gaps(lines=1.0, line_ends=[newline, eos]), torch.Generator().manual_seed(1))
+    assert (target.sum(1) == 24).all()
+    masked = set()  # shares of lines
+    for text, chosen in zip(tokens.tolist(), target.tolist(), strict=True):
+        ends = [-1, *(place for place, token in enumerate(text) if token in (newline, eos)), len(text) - 1]
+        lines = [chosen[start + 1 : end + 1] for start, end in pairwise(ends) if end > start]
+        in_part = [line for line in lines if any(line) and not all(line)]
+        assert len(in_part) <= 1
+        assert all(line == sorted(line) for line in in_part)  # what is masked of it is its end
+        masked.update(index for index, line in enumerate(lines) if all(line))
+    assert masked >= set(range(5))  # lines anywhere
+    mixed = training_targets(tokens, 0.4, Gaps(0.3, 0.5, [newline, eos]), torch.Generator().manual_seed(1))
+    assert 60 < int((mixed == target).all(1).sum()) < 140
+    assert 30 < int((mixed == span_targets_by_hand(mixed)).all(1).sum()) < 90
+
+
 def test_spans_change_the_targets_of_the_loss_alone():
     model, generator = tiny_gpt2(20), torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 19, (3, 16), generator=generator)
-    losses = training_loss(model, tokens, 0.6, DraftLossConfig(), torch.Generator().manual_seed(5), span_share=1.0)
-    target = training_targets(3, 16, 0.6, 1.0, torch.Generator().manual_seed(5))
+    losses = training_loss(model, tokens, 0.6, DraftLossConfig(), torch.Generator().manual_seed(5), Gaps(1.0))
+    target = training_targets(tokens, 0.6, Gaps(1.0), torch.Generator().manual_seed(5))
     torch.testing.assert_close(losses.joint.detach(), -log_prob(model, tokens, ~target).sum() / target.sum())
 
 

@@ -56,6 +56,10 @@ class TextCodec:
         """Number of tokens."""
         return len(self.tokenizer)
 
+    def line_ends(self) -> list[int]:
+        """The tokens that end a line: those whose text ends with a newline, and eos."""
+        return [token for token in range(len(self)) if token == self.eos_token_id or self.decode([token])[-1:] == "\n"]
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the tokenizer; how white space is written stands in the model's config (see `asarm.models.load`)."""
         self.tokenizer.save_pretrained(folder)

@@ -19,7 +19,7 @@ from asarm.errors import InputError
 from asarm.files import write_json, write_whole
 from asarm.models.load import load
 from asarm.models.ready import pick_device
-from asarm.objective import draft_queries, training_targets
+from asarm.objective import Gaps, draft_queries, training_targets
 from asarm.order import rank_order
 from asarm.provenance import provenance
 
@@ -77,7 +77,7 @@ class Lesson:
 def lesson(model, tokens: torch.Tensor, config: DraftHeadConfig, generator: torch.Generator) -> Lesson:
     """What a batch of texts [B, N] teaches, under random masks. generator: on the CPU."""
     rate = 0.1 + 0.89 * float(torch.rand((), generator=generator))
-    target = training_targets(*tokens.shape, rate, config.span_share, generator).to(tokens.device)
+    target = training_targets(tokens, rate, Gaps(config.span_share), generator).to(tokens.device)
     order = rank_order(~target, target)
     ranks, contexts = draft_queries(order, DraftLossConfig(draft_window=config.window + 1, draft_share=1), generator)
     ranked = tokens.gather(1, order.order)

@@ -3,6 +3,7 @@
 Shapes: B rows, N positions, S targets (the same number in every row of a training batch), D drafted targets.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,15 +34,45 @@ def span_targets(batch: int, length: int, rate: float, generator: torch.Generato
     return (places >= start) & (places < start + count)
 
 
-def training_targets(
-    batch: int, length: int, rate: float, span_share: float, generator: torch.Generator
+def line_targets(
+    tokens: torch.Tensor, rate: float, line_ends: Sequence[int], generator: torch.Generator
 ) -> torch.Tensor:
-    """Targets of a batch, the same number in all rows: one run with probability span_share, else anywhere. [B, N]"""
+    """As many target positions as `random_targets`, in whole lines drawn at random: [B, N] bool.
+
+    tokens: [B, N] int64. line_ends: tokens that end a line. Of the line drawn last the end alone is masked, for gaps
+    end where lines do.
+    """
+    count = max(1, int(rate * tokens.shape[1]))
+    ends = torch.isin(tokens, torch.tensor(line_ends, device=tokens.device)).cpu()
+    line = ends.cumsum(1) - ends.long()  # [B, N]
+    luck = torch.rand(tokens.shape, generator=generator).gather(1, line)  # [B, N], the same within a line
+    backwards = luck.flip(1).argsort(dim=1, stable=True)  # [B, N], within a line its end comes first
+    return (backwards.argsort(1) < count).flip(1)
+
+
+@dataclass
+class Gaps:
+    """How the targets of training texts lie: the share of the texts in which they are one run, and that in which they
+    are whole lines; else they lie anywhere. line_ends: tokens that end a line."""
+
+    spans: float = 0.0
+    lines: float = 0.0
+    line_ends: Sequence[int] = ()
+
+
+def training_targets(tokens: torch.Tensor, rate: float, gaps: Gaps, generator: torch.Generator) -> torch.Tensor:
+    """Targets of a batch of texts [B, N] int64, the same number in all rows: [B, N] bool, on the CPU."""
+    batch, length = tokens.shape
     target = random_targets(batch, length, rate, generator)
-    if span_share == 0:
+    if gaps.spans + gaps.lines == 0:
         return target
     spans = span_targets(batch, length, rate, generator)
-    return torch.where(torch.rand(batch, 1, generator=generator) < span_share, spans, target)
+    kind = torch.rand(batch, 1, generator=generator)
+    target = torch.where(kind < gaps.spans, spans, target)
+    if gaps.lines == 0:
+        return target
+    lines = line_targets(tokens, rate, gaps.line_ends, generator)
+    return torch.where((kind >= gaps.spans) & (kind < gaps.spans + gaps.lines), lines, target)
 
 
 def draft_queries(
@@ -69,14 +100,14 @@ def training_loss(
     rate: float,
     draft: DraftLossConfig,
     generator: torch.Generator,
-    span_share: float = 0.0,
+    gaps: Gaps = Gaps(),  # noqa: B008
 ) -> Losses:
     """Joint loss of DESIGN's objective, and the draft loss where its weight is not 0, in one pass.
 
     tokens: [B, N] int64. rate: masking rate of the whole batch. generator: on the CPU; masks and drafts come from it.
-    span_share: see `training_targets`.
+    gaps: see `training_targets`.
     """
-    target = training_targets(*tokens.shape, rate, span_share, generator).to(tokens.device)
+    target = training_targets(tokens, rate, gaps, generator).to(tokens.device)
     order = rank_order(~target, target)
     first = int(order.prompt_length[0])
     ranks = torch.arange(first, tokens.shape[1], device=tokens.device).expand(len(tokens), -1)  # [B, S]

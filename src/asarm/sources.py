@@ -11,7 +11,6 @@ import logging
 import random
 import re
 import sysconfig
-import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,8 @@ LONGEST_LINE, MEAN_LINE = 400, 90  # longer ones are data
 FEWEST_LETTERS = 0.35  # share of letters; tables of numbers have fewer
 SHARED_LINE = 40  # characters, white space left out, from which a line that an evaluation holds too tells of a copy
 SEEN_LINE = 12  # characters from which lines count when files are compared
-FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 60), 1200  # of a function that is taken
+FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 60), 2000  # of a function that is taken
+MOST_DOCSTRING = 0.5  # share of a function that its docstring may take
 MOST_SEEN = 0.5  # share of such lines that other files may have had before
 
 
@@ -135,26 +135,29 @@ def python_sources(files: Iterable[Path], evaluation: Evaluation) -> Iterator[tu
 
 
 def short_functions(texts: Iterable[str]) -> list[str]:
-    """The short functions and methods of files, flush left and without decorators, each once, in random order (always
-    the same). Functions inside of functions stay there."""
+    """The short functions of files, without decorators, each once, in random order (always the same).
+
+    Methods are left out, as they speak of a class that is not in sight; functions inside of functions stay there.
+    """
     found: dict[str, str] = {}
     for function in (function for text in texts for function in _functions(text)):
-        if _is_short(function):
-            found.setdefault("".join(function.split()), function)
+        found.setdefault("".join(function.split()), function)
     functions = list(found.values())
     random.Random(0).shuffle(functions)
     return functions
 
 
 def _functions(text: str) -> Iterator[str]:
-    """The functions of a file and the methods of its classes."""
+    """The short functions of a file of which at least half is code."""
     lines = text.splitlines(keepends=True)
-    scopes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Module, ast.ClassDef))]
-    for node in (node for scope in scopes for node in scope.body if isinstance(node, ast.FunctionDef)):
-        yield textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef):
+            function = "".join(lines[node.lineno - 1 : node.end_lineno])
+            if _is_short(function) and len(ast.get_docstring(node) or "") <= MOST_DOCSTRING * len(function):
+                yield function
 
 
 def _is_short(function: str) -> bool:
     least, most = FUNCTION_LINES
     lines = function.count("\n") + (not function.endswith("\n"))
-    return function.startswith("def") and least <= lines <= most and len(function) <= FUNCTION_CHARACTERS
+    return least <= lines <= most and len(function) <= FUNCTION_CHARACTERS

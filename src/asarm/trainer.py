@@ -46,7 +46,8 @@ from asarm.hardware import largest_batches, memory_estimate, peak_flops, text_fl
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import load
 from asarm.models.start import start_from
-from asarm.objective import random_targets, training_loss
+from asarm.muon import Muon
+from asarm.objective import Gaps, random_targets, training_loss
 from asarm.progress import update_seconds
 from asarm.provenance import provenance
 from asarm.sampling import sample
@@ -81,24 +82,37 @@ def new_model(config: ModelConfig, codec: TextCodec) -> AnyOrderGPT2:
     )
 
 
-def new_optimizer(model, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, as GPT-2's trainers do."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+def new_optimizer(loss: "TrainingLoss", config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices only, as GPT-2's trainers do, or Muon for the matrices of the blocks and AdamW for
+    the rest. InputError for Muon with another backbone."""
+    vectors = [p for p in loss.parameters() if p.ndim < 2]
+    orthogonal = []
+    if config.optimizer == "muon":
+        if not isinstance(loss.model, AnyOrderGPT2):
+            raise InputError("optimizer muon is for the gpt2 backbone: use adamw")
+        orthogonal = [p for p in loss.model.blocks.parameters() if p.ndim == 2]
+    inner = set(map(id, orthogonal))
+    matrices = [p for p in loss.parameters() if p.ndim >= 2 and id(p) not in inner]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.adam_beta2))
+    rates = {"lr": config.learning_rate, "betas": (0.9, config.adam_beta2)}
+    if not orthogonal:
+        return torch.optim.AdamW(groups, **rates)
+    groups.append({"params": orthogonal, "weight_decay": config.weight_decay})
+    for group in groups:
+        group["orthogonal"] = group["params"] is orthogonal
+    return Muon(groups, **rates)
 
 
 class TrainingLoss(torch.nn.Module):
     """Model and objective as one module, so that wrappers (DDP, FSDP) see the whole computation as one forward pass."""
 
-    def __init__(self, model, draft: DraftLossConfig, span_share: float):
+    def __init__(self, model, draft: DraftLossConfig, gaps: Gaps):
         super().__init__()
-        self.model, self.draft, self.span_share = model, draft, span_share
+        self.model, self.draft, self.gaps = model, draft, gaps
 
     def forward(self, tokens: torch.Tensor, rate: float, generator: torch.Generator):
         """Joint and draft loss of tokens [B, N]; the second may be None."""
-        losses = training_loss(self.model, tokens, rate, self.draft, generator, self.span_share)
+        losses = training_loss(self.model, tokens, rate, self.draft, generator, self.gaps)
         return losses.joint, losses.draft
 
 
@@ -183,9 +197,11 @@ class Trainer:
         self.parameters = sum(p.numel() for p in model.parameters())
         if config.torch_compile:
             model.hidden = torch.compile(model.hidden, dynamic=True)
-        loss = TrainingLoss(model.train(), draft, masking.mask_spans)
+        loss = TrainingLoss(model.train(), draft, self.gaps())
         self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
         if self.sharded:
+            if config.optimizer == "muon":
+                raise InputError("optimizer muon needs whole matrices, and FSDP shards them: use adamw")
             shard_by_block(self.accelerator, model)
         self.loss, self.optimizer = self.accelerator.prepare(loss, new_optimizer(loss, config))
         if self.resumed:
@@ -242,6 +258,14 @@ class Trainer:
                 self.scored = data.evenly(data.blocks(held_out, source.block_size), self.config.eval_blocks)
             elif self.is_main:
                 self.scored = streams.held_out_blocks(source, self.codec, self.config.eval_blocks)
+
+    def gaps(self) -> Gaps:
+        """How targets lie. InputError for lines of a tokenizer that keeps no newlines."""
+        masking = self.masking
+        ends = self.codec.line_ends() if masking.mask_lines else []
+        if masking.mask_lines and set(ends) <= {self.codec.eos_token_id}:
+            raise InputError("mask_lines needs a tokenizer that keeps newlines, as --white_space tokens makes XLNet's")
+        return Gaps(masking.mask_spans, masking.mask_lines, ends)
 
     def open_batches(self) -> None:
         """Begin to read where the run stands."""
