@@ -80,7 +80,10 @@ def test_a_share_of_the_texts_has_its_targets_in_whole_lines():
         in_part = [line for line in lines if any(line) and not all(line)]
         assert len(in_part) <= 1
         assert all(line == sorted(line) for line in in_part)  # what is masked of it is its end
-        masked.update(index for index, line in enumerate(lines) if all(line))
+        whole = {index for index, line in enumerate(lines) if all(line)}
+        parities = [{index for index in range(len(lines)) if index % 2 == parity} for parity in (0, 1)]
+        assert any(whole <= parity or whole >= parity - {len(lines) - 1} for parity in parities)
+        masked |= whole
     assert masked >= set(range(5))  # lines anywhere
     mixed = training_targets(tokens, 0.4, Gaps(0.3, 0.5, [newline, eos]), torch.Generator().manual_seed(1))
     assert 60 < int((mixed == target).all(1).sum()) < 140

@@ -24,7 +24,8 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but for the groups of matrices whose `orthogonal` is set (all groups have it). Learning rates mean the same for both."""
+    """AdamW, but for the groups of matrices whose `orthogonal` is set (all groups have it). Learning rates mean
+    the same for both."""
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -39,14 +39,16 @@ def line_targets(
 ) -> torch.Tensor:
     """As many target positions as `random_targets`, in whole lines drawn at random: [B, N] bool.
 
-    tokens: [B, N] int64. line_ends: tokens that end a line. Of the line drawn last the end alone is masked, for gaps
-    end where lines do.
+    tokens: [B, N] int64. line_ends: tokens that end a line. Every other line is drawn first, so that up to a rate of
+    about a half gaps are single lines. Of the line drawn last the end alone is masked, for gaps end where lines do.
     """
     count = max(1, int(rate * tokens.shape[1]))
     ends = torch.isin(tokens, torch.tensor(line_ends, device=tokens.device)).cpu()
     line = ends.cumsum(1) - ends.long()  # [B, N]
+    first = torch.randint(0, 2, (len(tokens), 1), generator=generator)
     luck = torch.rand(tokens.shape, generator=generator).gather(1, line)  # [B, N], the same within a line
-    backwards = luck.flip(1).argsort(dim=1, stable=True)  # [B, N], within a line its end comes first
+    turn = luck + (line % 2 != first)
+    backwards = turn.flip(1).argsort(dim=1, stable=True)  # [B, N], within a line its end comes first
     return (backwards.argsort(1) < count).flip(1)
 
 
