@@ -707,7 +707,7 @@ def test_options_override_the_preset():
         True,
     )
     assert parse_arguments(["paper", "--model", "a/b"]).model_names() == ["a/b"]
-    assert parse_arguments(["tiny"]).model_names() == ["tiny-text"]
+    assert parse_arguments(["tiny"]).model_names() == ["tiny-code"]
 
 
 def bad_files(tmp_path):

@@ -31,11 +31,12 @@ PRESETS = {
         "k": 10,
     },
     "tiny": {
-        "model": "tiny-text",
+        "model": "tiny-code",
         "data_dir": str(DATASETS),
         "problems": [str(DATASETS / name) for name in ("code_single_line.jsonl", "code_random_span.jsonl")],
         "samplers": ["sequential", "fused", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, *BASELINES],
         "samples_per_task": 1,
+        "temperature": 0.2,  # usual for pass@1 (Chen et al. 2021, arXiv 2107.03374)
         "gap_length": ["oracle", "search"],
         "length_sampler": "sequential",  # the faster one for many texts at once on a CPU
         "proposals": 4,
