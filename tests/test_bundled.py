@@ -1,4 +1,4 @@
-"""The bundled model on real text: equal texts under the gumbel coupling, fewer evaluations, useful likelihoods."""
+"""The bundled models on real text: equal texts under the gumbel coupling, fewer evaluations, useful likelihoods."""
 
 from pathlib import Path
 
@@ -7,6 +7,9 @@ import torch
 
 from asarm import SamplerConfig, load, log_prob, sample
 from asarm.data import pack, read_text
+from asarm.evals.code_cut import cut
+from asarm.evals.code_data import read_problems
+from asarm.evals.fill import GAP, PREFIX, SUFFIX, lay_out
 from asarm.objective import random_targets
 from asarm.order import rank_order
 
@@ -102,3 +105,15 @@ def test_real_text_is_likelier_than_shuffled_text(model, passages):
 def test_the_model_takes_512_positions(model):
     assert model.config.n_positions >= 512
     assert 5e6 <= sum(p.numel() for p in model.parameters()) <= 12e6
+
+
+def test_the_model_of_code_uses_what_stands_behind_a_gap():
+    model, codec = load("tiny-code")
+    problems = read_problems(ROOT / "eval_datasets" / "code_single_line.jsonl")
+    gaps = [cut(problem, "single-line", codec) for problem in problems]
+    tokens, part = lay_out(gaps, [gap.gold_tokens for gap in gaps], model.device)
+    count = int((part == GAP).sum())
+    with_suffix = -float(log_prob(model, tokens, (part == PREFIX) | (part == SUFFIX), part == GAP).sum()) / count
+    without = -float(log_prob(model, tokens, part == PREFIX, part == GAP).sum()) / count
+    assert with_suffix < 3
+    assert with_suffix < without - 0.2
