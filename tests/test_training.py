@@ -73,7 +73,7 @@ def test_a_share_of_the_texts_has_its_targets_in_whole_lines():
     tokens = torch.randint(0, 12, (200, 60), generator=torch.Generator().manual_seed(0))
     target = training_targets(tokens, 0.4, Gaps(lines=1.0, line_ends=[newline, eos]), torch.Generator().manual_seed(1))
     assert (target.sum(1) == 24).all()
-    masked = set()  # shares of lines
+    masked = set()  # numbers of lines
     for text, chosen in zip(tokens.tolist(), target.tolist(), strict=True):
         ends = [-1, *(place for place, token in enumerate(text) if token in (newline, eos)), len(text) - 1]
         lines = [chosen[start + 1 : end + 1] for start, end in pairwise(ends) if end > start]

@@ -1,6 +1,7 @@
 """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): momentum whose matrices are made orthogonal.
 
-`torch.optim.Muon` does the same in bfloat16 whatever the device, which takes most CPUs sixty times as long.
+`torch.optim.Muon` does the same in bfloat16 whatever the device: a CPU without instructions for it took sixty times as
+long.
 """
 
 import torch

@@ -52,7 +52,7 @@ def line_targets(
     return (backwards.argsort(1) < count).flip(1)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Gaps:
     """How the targets of training texts lie: the share of the texts in which they are one run, and that in which they
     are whole lines; else they lie anywhere. line_ends: tokens that end a line."""
@@ -60,6 +60,9 @@ class Gaps:
     spans: float = 0.0
     lines: float = 0.0
     line_ends: Sequence[int] = ()
+
+
+ANYWHERE = Gaps()
 
 
 def training_targets(tokens: torch.Tensor, rate: float, gaps: Gaps, generator: torch.Generator) -> torch.Tensor:
@@ -102,7 +105,7 @@ def training_loss(
     rate: float,
     draft: DraftLossConfig,
     generator: torch.Generator,
-    gaps: Gaps = Gaps(),  # noqa: B008
+    gaps: Gaps = ANYWHERE,
 ) -> Losses:
     """Joint loss of DESIGN's objective, and the draft loss where its weight is not 0, in one pass.
 
