@@ -9,8 +9,11 @@ def _check(condition: bool, message: str) -> None:
 
 
 def option(default, text: str):
-    """A dataclass field with a default and a help text."""
-    return field(default=default, metadata={"help": text})
+    """A dataclass field with a default (a list is copied for each object) and a help text, shown as it is written."""
+    metadata = {"help": text.replace("%", "%%")}  # argparse formats help texts with %
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -107,13 +110,11 @@ class ModelConfig:
 class CorpusConfig:
     """A corpus of local files, tokenised once."""
 
-    train_files: list[str] = field(
-        default_factory=list,
-        metadata={"help": "text, .jsonl or .parquet files (also .gz), and folders of them; `stdlib` is Python's own"},
+    train_files: list[str] = option(
+        [], "text, .jsonl or .parquet files (also .gz), and folders of them; `stdlib` is Python's own"
     )
-    extensions: list[str] = field(
-        default_factory=lambda: [".txt", ".jsonl", ".parquet"],
-        metadata={"help": "which files of a folder, and of the folders in it, are read"},
+    extensions: list[str] = option(
+        [".txt", ".jsonl", ".parquet"], "which files of a folder, and of the folders in it, are read"
     )
     text_field: str = option("", "field of JSON lines, parquet and datasets; the default is text, or else content")
     held_out: float = option(0.02, "share of the text that is kept for validation")
@@ -174,9 +175,7 @@ class TrainingConfig:
     save_steps: int = option(200, "steps between checkpoints")
     save_total_limit: int = option(2, "newest checkpoints kept, besides that with the best validation")
     logging_steps: int = option(10, "steps between lines of metrics.jsonl")
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "trackers: tensorboard, wandb, trackio, or none"}
-    )
+    report_to: list[str] = option(["none"], "trackers: tensorboard, wandb, trackio, or none")
     resume: str = option(
         "auto", "auto: go on from the newest whole checkpoint in output_dir, if any; never; or a checkpoint folder"
     )

@@ -1,6 +1,6 @@
 """What a run on code does: its options."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from asarm.config import option
 from asarm.errors import InputError
@@ -33,24 +33,15 @@ class CodeConfig(InfillEvalConfig, JudgingConfig):
 
     baselines = tuple(BASELINES)
 
-    splits: list[str] = field(
-        default_factory=list, metadata={"help": f"benchmarks: {', '.join(SPLITS)}; the default is single-line"}
-    )
+    splits: list[str] = option([], f"benchmarks: {', '.join(SPLITS)}; the default is single-line")
     data_dir: str = option("", "folder with the official jsonl.gz files, if OpenAI's package does not have them")
-    problems: list[str] = field(
-        default_factory=list,
-        metadata={"help": "files of problems in the official format, instead of the official ones"},
+    problems: list[str] = option([], "files of problems in the official format, instead of the official ones")
+    samplers: list[str] = option(
+        ["sequential", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, *BASELINES],
+        f"variants, of {', '.join((*SAMPLERS, PREFIX_ONLY, *BASELINES))}; prefix-only does not see what is "
+        "behind the gap, frequent-line repeats the most frequent visible line, canonical is the right solution",
     )
-    samplers: list[str] = field(
-        default_factory=lambda: ["sequential", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, *BASELINES],
-        metadata={
-            "help": f"variants, of {', '.join((*SAMPLERS, PREFIX_ONLY, *BASELINES))}; prefix-only does not see what is "
-            "behind the gap, frequent-line repeats the most frequent visible line, canonical is the right solution"
-        },
-    )
-    parallel_steps: list[int] = field(
-        default_factory=lambda: [1, 4], metadata={"help": "numbers of steps of the parallel sampler"}
-    )
+    parallel_steps: list[int] = option([1, 4], "numbers of steps of the parallel sampler")
     causal: str = option("", "a causal code model, given the suffix, too, if it has marks to fill in the middle")
     samples_per_task: int = option(1, "completions of each problem, with different seeds")
     allow_code_execution: bool = option(False, "run completed programs with their tests, in a sandbox, for pass@k")

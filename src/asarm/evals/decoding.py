@@ -8,7 +8,7 @@ made from that file.
 import json
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -43,14 +43,8 @@ class DecodingEvalConfig(EvalConfig):
     length: int = option(512, "tokens a text")
     num_texts: int = option(700, "how many texts: the first of a shuffle of all that is a function of the seed")
     mask_rate: float = option(0.95, "share masked: floor((1 - mask_rate) * length) + 1 tokens stay visible")
-    samplers: list[str] = field(
-        default_factory=lambda: ["sequential", "assd-self", "assd-ngram"],
-        metadata={"help": f"variants, of {', '.join(SAMPLERS)}"},
-    )
-    k_sweep: list[int] = field(
-        default_factory=lambda: [2, 3, 5, 8],
-        metadata={"help": "the variants that draft are run with these k as well, on fewer texts"},
-    )
+    samplers: list[str] = option(["sequential", "assd-self", "assd-ngram"], f"variants, of {', '.join(SAMPLERS)}")
+    k_sweep: list[int] = option([2, 3, 5, 8], "the variants that draft are run with these k as well, on fewer texts")
     k_sweep_texts: int = option(64, "how many texts those runs decode; 0 leaves them out")
     batch_size: int = option(16, "texts decoded together, the same for all variants")
     judge: str = option("gpt2-large", "causal language model that gives perplexities; self: the decoding model")

@@ -19,24 +19,19 @@ class InfillEvalConfig(EvalConfig):
 
     steps: int = field(default=16, init=False)  # set for each variant, and no option here
 
-    models: list[str] = field(
-        default_factory=list,
-        metadata={"help": "bundled models, folders or Hub repositories; name@revision for a branch, tag or commit"},
+    models: list[str] = option(
+        [], "bundled models, folders or Hub repositories; name@revision for a branch, tag or commit"
     )
     model: str = option("", "one model, instead of `models`")
     revision: str | None = option(None, "branch, tag or commit of `model`")
     max_items: int = option(0, "how many texts, from the file's first on; 0 is all")
-    samplers: list[str] = field(default_factory=lambda: list(SAMPLERS), metadata={"help": "variants"})
-    parallel_steps: list[int] = field(
-        default_factory=lambda: [1, 4, 16], metadata={"help": "numbers of steps of the parallel sampler"}
-    )
+    samplers: list[str] = option(list(SAMPLERS), "variants")
+    parallel_steps: list[int] = option([1, 4, 16], "numbers of steps of the parallel sampler")
     causal: str = option("", "a causal language model that is given the prefix, such as gpt2; empty for none")
-    gap_length: list[str] = field(
-        default_factory=lambda: [ORACLE],
-        metadata={
-            "help": "tokens of a gap: oracle (those of the right text), search (proposed from the visible text, "
-            "chosen by joint density), fixed:N, or median (of the right texts of all)"
-        },
+    gap_length: list[str] = option(
+        [ORACLE],
+        "tokens of a gap: oracle (those of the right text), search (proposed from the visible text, "
+        "chosen by joint density), fixed:N, or median (of the right texts of all)",
     )
     length_sampler: str = option("", "sampler for other lengths than oracle; the default is the first assd one")
     proposals: int = option(8, "most lengths that search tries for a gap")

@@ -15,7 +15,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,15 +47,13 @@ UNIT_FIELDS = ("task", "variant", "batch")
 class LanguageEvalConfig(EvalConfig):
     """What is asked, how and where to."""
 
-    tasks: list[str] = field(
-        default_factory=lambda: ["lambada", "hellaswag"], metadata={"help": "of lambada and hellaswag"}
-    )
+    tasks: list[str] = option(["lambada", "hellaswag"], "of lambada and hellaswag")
     lambada: str = option("", "UTF-8 file, one passage a line; without it, cimec/lambada's test part from the Hub")
     hellaswag: str = option("", "official .jsonl file; without it, Rowan/hellaswag's validation part from the Hub")
     max_items: int = option(0, "passages and questions: the first so many of each task; 0 for all")
-    samplers: list[str] = field(
-        default_factory=lambda: ["sequential", "assd-self", GREEDY],
-        metadata={"help": f"how LAMBADA's words are sampled: {', '.join(SAMPLERS)}, {GREEDY} (at temperature 0)"},
+    samplers: list[str] = option(
+        ["sequential", "assd-self", GREEDY],
+        f"how LAMBADA's words are sampled: {', '.join(SAMPLERS)}, {GREEDY} (at temperature 0)",
     )
     batch_size: int = option(16, "passages, or pairs of question and ending, in one evaluation of the network")
 

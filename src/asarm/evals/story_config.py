@@ -1,6 +1,6 @@
 """What a run on stories does: its options."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from asarm.config import option
 from asarm.errors import InputError
@@ -18,16 +18,11 @@ class StoriesConfig(InfillEvalConfig):
     baselines = (BAG,)
 
     stories: str = option("", "CSV file with the columns of the Story Cloze Test")
-    tasks: list[str] = field(
-        default_factory=lambda: list(TASKS),
-        metadata={"help": "1/5 masks the third of five sentences, 3/5 the second, third and fourth"},
-    )
-    samplers: list[str] = field(
-        default_factory=lambda: ["sequential", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, BAG],
-        metadata={
-            "help": f"variants, of {', '.join((*SAMPLERS, PREFIX_ONLY, BAG))}; prefix-only does not see what is behind "
-            "the gap, bag takes the sentences of another story"
-        },
+    tasks: list[str] = option(list(TASKS), "1/5 masks the third of five sentences, 3/5 the second, third and fourth")
+    samplers: list[str] = option(
+        ["sequential", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, BAG],
+        f"variants, of {', '.join((*SAMPLERS, PREFIX_ONLY, BAG))}; prefix-only does not see what is behind "
+        "the gap, bag takes the sentences of another story",
     )
     trials: int = option(5, "how often each gap is filled, with different seeds")
 

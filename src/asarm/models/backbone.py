@@ -67,6 +67,12 @@ class AnyOrderModel(PreTrainedModel):
         hidden = self.config.draft_head
         self.draft_head = DraftHead(width, hidden).requires_grad_(False) if hidden else None
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What keys and values are computed in: the dtype of autocast where it is on, else that of the weights."""
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+
     def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> KeyValueCache:
         """An empty cache for `batch` rows of at most `capacity` ranks, all at positions below `span`.
 

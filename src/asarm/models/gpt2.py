@@ -186,7 +186,9 @@ class AnyOrderGPT2(AnyOrderModel):
 
     def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> KeyValueCache:
         config, width = self.config, self.config.n_embd // self.config.n_head
-        return KeyValueCache(config.n_layer, batch, config.n_head, capacity, width, self.device, self.dtype, static)
+        return KeyValueCache(
+            config.n_layer, batch, config.n_head, capacity, width, self.device, self.compute_dtype, static
+        )
 
     def hidden(
         self,

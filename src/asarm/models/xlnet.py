@@ -260,7 +260,7 @@ class AnyOrderXLNet(AnyOrderModel):
     def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> PositionedCache:
         config = self.config
         shape = (config.n_layer, batch, config.n_head, capacity, config.d_head)
-        return PositionedCache(shape, self.offset_tables(span), self.device, self.dtype, static)
+        return PositionedCache(shape, self.offset_tables(span), self.device, self.compute_dtype, static)
 
     def offset_tables(self, span: int) -> list[torch.Tensor]:
         """Each layer's table [H, D, 2S-1] of projected offsets between positions below the span S."""
