@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from asarm import SamplerConfig, load, sample
-from asarm.config import CorpusConfig
-from asarm.data import blocks, evenly, local_corpus
-from asarm.errors import InputError
-from asarm.evals.baselines import masked_nll, ngram_nll
-from asarm.objective import random_targets
+from asarm.data.config import CorpusConfig
+from asarm.data.packed import blocks, evenly, local_corpus
+from asarm.objective.masking import random_targets
+from asarm.training.validation import masked_nll, ngram_nll
+from asarm.utils.errors import InputError
 
 RATES = (0.15, 0.5, 0.95)
 

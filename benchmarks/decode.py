@@ -17,17 +17,17 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, XLNetLMHeadModel
 
-from asarm.config import SamplerConfig
-from asarm.files import write_json
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import load
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
-from asarm.objective import random_targets
-from asarm.provenance import provenance
+from asarm.objective.masking import random_targets
 from asarm.sampling import SampleResult, sample
+from asarm.sampling.config import SamplerConfig
+from asarm.utils.files import write_json
+from asarm.utils.provenance import provenance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from reference import Chance, reference_assd, reference_sequential
+from support.reference import Chance, reference_assd, reference_sequential
 
 K = 5
 SAMPLERS = {

@@ -18,20 +18,20 @@ import torch
 from fused import DATASETS, Task, text_tasks
 
 from asarm.models.load import load
-from asarm.order import RankOrder, rank_order
-from asarm.sampling.drafts import successors
+from asarm.models.rank_order import RankOrder, rank_order
+from asarm.sampling.assd import bigram_distribution
 
 SHARES = (0.05, 0.1, 0.2, 0.4)  # of the bigram table in a mixture
 
 
 class Drafts(NamedTuple):
-    """Drafts for M places of one text. lacking: [M] int64, tokens before its place that a draft lacks.
+    """Drafts for M places of one text. draft_depth: [M] int64, tokens before its place that a draft lacks.
 
     joint, blind: [M, V] laws of the place and of the draft. states: [M, E] of the query that drafts. left, has_left:
     [M] the token to the left, and whether it comes before. known: [M, N] bool, what the draft was shown of the text.
     """
 
-    lacking: torch.Tensor
+    draft_depth: torch.Tensor
     joint: torch.Tensor
     blind: torch.Tensor
     states: torch.Tensor
@@ -45,7 +45,7 @@ def drafts_of(model, tokens: torch.Tensor, order: RankOrder, window: int) -> Dra
     """Drafts for all targets of a text [1, N] that lack 1 to `window` tokens of those behind the prompt."""
     first, total = int(order.prompt_length), int(order.length)
     pairs = [(r, lack) for r in range(first, total) for lack in range(1, min(window, r - first) + 1)]
-    ranks, lacking = torch.tensor(pairs).T
+    ranks, draft_depth = torch.tensor(pairs).T
     both = torch.cat((ranks, ranks))[None]
     ranked = tokens.gather(1, order.order)
     states = model.hidden(
@@ -53,20 +53,20 @@ def drafts_of(model, tokens: torch.Tensor, order: RankOrder, window: int) -> Dra
         order.order[:, : total - 1],
         order.content_context()[:, : total - 1],
         order.order.gather(1, both),
-        torch.cat((ranks - lacking, ranks))[None],
+        torch.cat((ranks - draft_depth, ranks))[None],
     )
     drafting, joint = states[0].chunk(2)
     place = order.order[0, ranks]
     rank_of = order.order[0].argsort()  # by position
     before = (place - 1).clamp(min=0)
     return Drafts(
-        lacking,
+        draft_depth,
         model.logits(joint).softmax(-1),
         model.logits(drafting).softmax(-1),
         drafting,
         tokens[0, before],
         (place > 0) & (rank_of[before] < ranks),
-        rank_of < (ranks - lacking)[:, None],
+        rank_of < (ranks - draft_depth)[:, None],
     )
 
 
@@ -86,14 +86,14 @@ def accepted_of_two(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 def chances(model, task: Task, window: int) -> dict[str, torch.Tensor]:
     """Mean chance [window] of each kind of draft on the texts of a task."""
     found: dict[str, list[torch.Tensor]] = {}
-    lacking = []
+    draft_depth = []
     for tokens, given, target in task.texts:
         drafts = drafts_of(model, tokens, rank_order(given, target), window)
         drafts = Drafts(*(part[drafts.has_left] for part in drafts))
         p, laws = drafts.joint, {"blind": drafts.blind}
         if model.draft_head is not None:
             laws["head"] = model.logits(model.follow(drafts.states, drafts.left)).softmax(-1)
-        table = successors(
+        table = bigram_distribution(
             tokens.expand(len(p), -1), drafts.known, drafts.left, drafts.has_left, model.config.vocab_size
         )
         for name, q in laws.items():
@@ -101,8 +101,8 @@ def chances(model, task: Task, window: int) -> dict[str, torch.Tensor]:
             values |= {f"{name} + {share} bigram": accepted(p, (1 - share) * q + share * table) for share in SHARES}
             for kind, value in values.items():
                 found.setdefault(kind, []).append(value)
-        lacking.append(drafts.lacking)
-    which = torch.cat(lacking)
+        draft_depth.append(drafts.draft_depth)
+    which = torch.cat(draft_depth)
     return {
         kind: torch.stack([torch.cat(values)[which == lack].mean() for lack in range(1, window + 1)])
         for kind, values in found.items()
@@ -150,7 +150,7 @@ def under_order(model, tokens: torch.Tensor, given: torch.Tensor, arrange, windo
         ranked[:, :-1], order.order[:, :-1], order.content_context()[:, :-1], order.order.gather(1, ranks), ranks
     )
     nll = torch.nn.functional.cross_entropy(logits[0].float(), ranked[0, first:])
-    return float(nll), [float(values[drafts.lacking == lack].mean()) for lack in range(1, window + 1)]
+    return float(nll), [float(values[drafts.draft_depth == lack].mean()) for lack in range(1, window + 1)]
 
 
 def show(*cells) -> None:
@@ -170,13 +170,13 @@ def main() -> None:
     model, codec = load(arguments.model)
     tasks = text_tasks(codec, model.config.n_positions, arguments)
     lacks = range(1, arguments.window + 1)
-    show("texts", "drafts", *(f"lacking {lack}" for lack in lacks))
+    show("texts", "drafts", *(f"draft_depth {lack}" for lack in lacks))
     show("---", "---", *["---:"] * len(lacks))
     for task in tasks:
         for kind, values in without_the_worse_mixtures(chances(model, task, arguments.window)).items():
             show(task.name, kind, *(f"{value:.3f}" for value in values.tolist()))
     print()
-    show("texts", "order", "nats a token", *(f"lacking {lack}" for lack in lacks), "tokens a call")
+    show("texts", "order", "nats a token", *(f"draft_depth {lack}" for lack in lacks), "tokens a call")
     show("---", "---", "---:", *["---:"] * len(lacks), "---:")
     for task in tasks:
         texts = [(tokens, given) for tokens, given, target in task.texts if int(target.sum()) > arguments.window]

@@ -20,20 +20,23 @@ import matplotlib.pyplot as plt
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from asarm.config import SamplerConfig
-from asarm.data import pack, read_text
-from asarm.evals import code_cut, code_data, story_data
-from asarm.evals.fill import GAP, lay_out
-from asarm.evals.gapped import Gapped, shortened
-from asarm.files import write_json
-from asarm.models.bundled import bundled_names
-from asarm.models.load import load
-from asarm.objective import log_prob, random_targets
-from asarm.provenance import provenance
+from asarm.data.packed import pack
+from asarm.data.readers import read_text
+from asarm.evals.code import data as code_data
+from asarm.evals.code import examples as code_cut
+from asarm.evals.infilling.example import InfillExample, truncate_context
+from asarm.evals.infilling.infill import GAP, lay_out
+from asarm.evals.stories import data as story_data
+from asarm.models.load import bundled_names, load
+from asarm.objective.loss import log_prob
+from asarm.objective.masking import random_targets
 from asarm.sampling import sample
+from asarm.sampling.config import SamplerConfig
+from asarm.utils.files import write_json
+from asarm.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-DATASETS = ROOT / "eval_datasets"
+DATASETS = ROOT / "src/asarm/eval_datasets"
 Text = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # tokens, given, target: [1, N] each
 
 ASSD = SamplerConfig(k=5)
@@ -103,17 +106,19 @@ def packed_text(name: str, codec, path: Path, length: int, count: int, rate: flo
     return Task(f"{name}, {100 * rate:.0f} % masked", [(row, ~masked, masked) for row, masked in rows])
 
 
-def gap_text(gap: Gapped, longest: int) -> Text:
+def gap_text(gap: InfillExample, longest: int) -> Text:
     """A text with its gap."""
-    gap = shortened(gap, len(gap.gold_tokens), longest)
-    tokens, part = lay_out([gap], [gap.gold_tokens], torch.device("cpu"))
+    gap = truncate_context(gap, len(gap.reference_tokens), longest)
+    tokens, part = lay_out([gap], [gap.reference_tokens], torch.device("cpu"))
     return tokens, part != GAP, part == GAP
 
 
-def gap_task(name: str, gaps: list[Gapped], count: int, longest: int) -> Task:
+def gap_task(name: str, gaps: list[InfillExample], count: int, longest: int) -> Task:
     """Some of the gaps, evenly spread."""
     step = max(1, len(gaps) // count)
-    return Task(name, [gap_text(gap, longest) for gap in gaps[::step][:count] if 0 < len(gap.gold_tokens) < longest])
+    return Task(
+        name, [gap_text(gap, longest) for gap in gaps[::step][:count] if 0 < len(gap.reference_tokens) < longest]
+    )
 
 
 def text_tasks(codec, longest: int, arguments) -> list[Task]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from decode import make_model, show, text
 
-from asarm.config import SamplerConfig
 from asarm.sampling import sample
+from asarm.sampling.config import SamplerConfig
 
 CASES = {
     "sequential, 95 % masked": (SamplerConfig(sampler="sequential"), 0.95),

@@ -26,16 +26,16 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
 
-from asarm.config import DraftLossConfig
-from asarm.files import write_json
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.models.rank_order import rank_order
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
-from asarm.objective import random_targets, training_loss
-from asarm.order import rank_order
-from asarm.provenance import provenance
+from asarm.objective.loss import DraftLossConfig, training_loss
+from asarm.objective.masking import random_targets
+from asarm.utils.files import write_json
+from asarm.utils.provenance import provenance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from reference import permutation_mask
+from support.reference import permutation_mask
 
 XLNET = {"vocab_size": 32000, "d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072, "dropout": 0.0}
 REFERENCE = "transformers XLNet"

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import Rectangle
 
-from asarm.order import rank_order
+from asarm.models.rank_order import rank_order
 
 WORDS = ["Once", "upon", "a", "time", "a", "fox", "lived", "here"]
 GAPS = "01010110"  # 1: to be filled

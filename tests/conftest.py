@@ -1,7 +1,8 @@
 import pytest
 
-from asarm.data import train_tokenizer
+from asarm.data.tokenizer_training import train_tokenizer
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from support.wrappers import bare, repo  # noqa: F401 (fixtures of all tests)
 
 
 @pytest.fixture(scope="session")

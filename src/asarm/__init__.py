@@ -1,11 +1,11 @@
 """Any-subset autoregressive language models and any-subset speculative decoding."""
 
-from asarm.codec import TextCodec
-from asarm.config import SamplerConfig
 from asarm.models.load import AsArm, load
-from asarm.objective import log_prob
+from asarm.objective.loss import log_prob
 from asarm.sampling import SampleResult, sample
-from asarm.text import parse_gaps
+from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.codec import TextCodec
+from asarm.tokenization.gaps import parse_gaps
 
 __all__ = [
     "AsArm",

@@ -31,7 +31,7 @@ EVALUATIONS = {
     "code-tiny": ("_run_code_infill_eval.sh", "tiny --max_items 2 --samples_per_task 1 --gap_length oracle"),
 }
 SMALL = [
-    "--train_files", REPO / "eval_datasets/sample_text.txt", "--vocab_size", "300", "--block_size", "64",
+    "--train_files", REPO / "src/asarm/eval_datasets/sample_text.txt", "--vocab_size", "300", "--block_size", "64",
     "--n_embd", "64", "--n_layer", "2", "--eval_blocks", "4", "--eval_decodings", "2", "--logging_steps", "1",
 ]  # fmt: skip
 ENDLESS = 100_000  # steps that no test waits for

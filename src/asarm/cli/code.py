@@ -13,27 +13,27 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from asarm.cli.presets import DATASETS, parse_with_preset, run
-from asarm.errors import InputError
-from asarm.evals.code import evaluate
-from asarm.evals.code_baselines import BASELINES
-from asarm.evals.code_config import CodeConfig
-from asarm.evals.code_file import JudgeConfig, judge_file
-from asarm.evals.infill_config import PREFIX_ONLY
+from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
+from asarm.evals.code.baselines import BASELINES
+from asarm.evals.code.completions import JudgeConfig, judge_file
+from asarm.evals.code.config import CodeConfig
+from asarm.evals.code.run import evaluate
+from asarm.evals.infilling.config import PREFIX_ONLY
+from asarm.utils.errors import InputError
 
 PRESETS = {
     "paper": {
         "model": "therealgabeguo/ASARM",
         "revision": "code",
-        "data_dir": str(DATASETS),
+        "data_dir": str(OFFICIAL_SETS),
         "splits": ["single-line"],
         "samplers": ["sequential", "assd-self", *BASELINES],
         "k": 10,
     },
     "tiny": {
         "model": "tiny-code",
-        "data_dir": str(DATASETS),
-        "problems": [str(DATASETS / name) for name in ("code_single_line.jsonl", "code_random_span.jsonl")],
+        "data_dir": str(OFFICIAL_SETS),
+        "problems": [str(BUNDLED_SETS / name) for name in ("code_single_line.jsonl", "code_random_span.jsonl")],
         "samplers": ["sequential", "fused", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, *BASELINES],
         "samples_per_task": 1,
         "temperature": 0.2,  # usual for pass@1 (Chen et al. 2021, arXiv 2107.03374)
@@ -56,7 +56,7 @@ def parse_judging(arguments: list[str]) -> tuple[Path, JudgeConfig]:
     parser = HfArgumentParser(
         JudgeConfig, prog="asarm code judge", description="Run the programs of a file of completions with their tests."
     )
-    parser.set_defaults(data_dir=str(DATASETS))
+    parser.set_defaults(data_dir=str(OFFICIAL_SETS))
     parser.add_argument("file", help="JSON lines with task_id and completion")
     parser.add_argument(
         PERMISSION, PERMISSION.replace("_", "-"), action="store_true", help="run the programs, in a sandbox"

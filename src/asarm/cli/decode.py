@@ -6,14 +6,15 @@ fused` takes fewer evaluations. `tiny`: the bundled model and the sample text of
 two cores, offline.
 """
 
-from asarm.cli.presets import DATASETS, parse_with_preset, run
-from asarm.evals.decoding import DecodingEvalConfig, evaluate
+from asarm.cli.presets import BUNDLED_SETS, parse_with_preset, run
+from asarm.evals.decoding.config import DecodingEvalConfig
+from asarm.evals.decoding.run import evaluate
 
 PRESETS = {
     "paper": {"revision": "nlp"},
     "tiny": {
         "model": "tiny-text",
-        "text": str(DATASETS / "sample_text.txt"),
+        "text": str(BUNDLED_SETS / "sample_text.txt"),
         "samplers": ["sequential", "fused", "assd-self", "assd-ngram"],
         "length": 128,
         "num_texts": 24,

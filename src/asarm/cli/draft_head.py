@@ -6,8 +6,8 @@ finds the head there and drafts with it, so that more drafts are accepted.
 
 from transformers import HfArgumentParser
 
-from asarm.cli.quiet import quiet_libraries
-from asarm.draft_training import DraftHeadConfig, train_draft_head
+from asarm.training.draft_head import DraftHeadConfig, train_draft_head
+from asarm.utils.logging_setup import quiet_libraries
 
 
 def main(arguments: list[str]) -> None:

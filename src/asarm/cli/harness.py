@@ -5,8 +5,8 @@ python -m asarm harness --model asarm --model_args pretrained=tiny-text --tasks 
 
 import sys
 
-from asarm.cli.quiet import quiet_libraries
-from asarm.errors import InputError
+from asarm.utils.errors import InputError
+from asarm.utils.logging_setup import quiet_libraries
 
 
 def main(arguments: list[str]) -> None:
@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
         raise InputError(
             f"lm-evaluation-harness is missing ({error}): pip install 'asarm[harness]', or lm-eval"
         ) from error
-    import asarm.evals.harness  # noqa: F401  registers the model
+    import asarm.evals.language.lm_eval_adapter  # noqa: F401  registers the model
 
     quiet_libraries()
     before = sys.argv

@@ -12,16 +12,18 @@ from rich.console import Console
 from rich.text import Text
 from transformers import HfArgumentParser
 
-from asarm.cli.quiet import quiet_libraries
-from asarm.cli.trace import show_trace
-from asarm.codec import TextCodec
-from asarm.config import SamplerConfig, option
-from asarm.data import read_text
-from asarm.errors import InputError
+from asarm.cli.render_trace import show_trace
+from asarm.data.readers import read_text
 from asarm.models.compiled import compiled_for_decoding
-from asarm.models.ready import load_ready, pick_device
+from asarm.models.load import load_on_device, pick_device
 from asarm.sampling import SampleResult, sample
-from asarm.text import GapText, Span, label_spans, parse_gaps
+from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.batch import InfillBatch
+from asarm.tokenization.codec import TextCodec
+from asarm.tokenization.gaps import Span, label_spans, parse_gaps
+from asarm.utils.config import option
+from asarm.utils.errors import InputError
+from asarm.utils.logging_setup import quiet_libraries
 
 
 @dataclass
@@ -77,7 +79,7 @@ def input_text(text: str | None, file: str) -> str:
         raise InputError(f"the standard input is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def fill(model, gaps: GapText, config: InfillConfig, sampler: SamplerConfig, trace: bool) -> SampleResult:
+def fill(model, gaps: InfillBatch, config: InfillConfig, sampler: SamplerConfig, trace: bool) -> SampleResult:
     """`config.samples` fillings of one text, as a batch."""
     batch = [part.expand(config.samples, -1).to(model.device) for part in gaps]
     seeds = range(config.seed, config.seed + config.samples)
@@ -93,7 +95,7 @@ def cost_line(result: SampleResult) -> str:
     return f"{texts}{targets} targets, {nfe} NFE, {targets / nfe:.2f} tokens per NFE, {drafts}{result.seconds:.2f} s"
 
 
-def filled_spans(codec: TextCodec, gaps: GapText, tokens: list[int]) -> list[Span]:
+def filled_spans(codec: TextCodec, gaps: InfillBatch, tokens: list[int]) -> list[Span]:
     """The filled text, cut into what was given ("prompt") and what was filled ("filled")."""
     return label_spans(codec, tokens, ["filled" if target else "prompt" for target in gaps.target.tolist()])
 
@@ -108,7 +110,7 @@ def print_text(console: Console, spans: list[Span]) -> None:
 
 
 def as_json(
-    config: InfillConfig, sampler: SamplerConfig, codec: TextCodec, gaps: GapText, result: SampleResult
+    config: InfillConfig, sampler: SamplerConfig, codec: TextCodec, gaps: InfillBatch, result: SampleResult
 ) -> dict[str, object]:
     """Settings, cost and texts."""
     samples = [
@@ -132,7 +134,7 @@ def main(arguments: list[str]) -> None:
     config, sampler, extra = parse_arguments(arguments)
     text = input_text(extra.text, config.file)
     quiet_libraries()
-    model, codec = load_ready(
+    model, codec = load_on_device(
         config.model, config.revision, config.white_space, pick_device(config.device), config.dtype
     )
     gaps = parse_gaps(text, codec, config.gap_tokens, getattr(model.config, "n_positions", None))

@@ -4,15 +4,16 @@ A preset gives the defaults, and every option overrides it. `paper` (the default
 Hub. `tiny`: the bundled model and a few passages and questions of this repository, seconds on a CPU, offline.
 """
 
-from asarm.cli.presets import DATASETS, parse_with_preset, run
-from asarm.evals.language import GREEDY, LanguageEvalConfig, evaluate
+from asarm.cli.presets import BUNDLED_SETS, parse_with_preset, run
+from asarm.evals.language.config import GREEDY, LanguageEvalConfig
+from asarm.evals.language.run import evaluate
 
 PRESETS = {
     "paper": {"revision": "nlp"},
     "tiny": {
         "model": "tiny-text",
-        "lambada": str(DATASETS / "last_words.txt"),
-        "hellaswag": str(DATASETS / "endings.jsonl"),
+        "lambada": str(BUNDLED_SETS / "last_words.txt"),
+        "hellaswag": str(BUNDLED_SETS / "endings.jsonl"),
         "samplers": ["sequential", "fused", GREEDY],
         "device": "cpu",
     },

@@ -6,11 +6,16 @@ from typing import TypeVar
 
 from transformers import HfArgumentParser
 
-from asarm.cli.quiet import quiet_libraries
-from asarm.errors import InputError
-from asarm.evals.runs import EvalConfig
+from asarm.evals.config import EvalConfig
+from asarm.utils.errors import InputError
+from asarm.utils.logging_setup import quiet_libraries
 
-DATASETS = Path(__file__).resolve().parents[3] / "eval_datasets"
+BUNDLED_SETS = Path(__file__).resolve().parents[1] / "eval_datasets"
+# Where official evaluation sets are looked for: in the repository, or beside where an installed copy is run.
+_REPOSITORY = Path(__file__).resolve().parents[3] / "eval_datasets"
+OFFICIAL_SETS = _REPOSITORY if _REPOSITORY.is_dir() else Path("eval_datasets")
+
+
 Config = TypeVar("Config", bound=EvalConfig)
 
 

@@ -8,9 +8,9 @@ import argparse
 import json
 from pathlib import Path
 
-from asarm.errors import InputError
-from asarm.files import write_whole
-from asarm.sources import Evaluation, installed_files, python_sources, short_functions
+from asarm.data.python_corpus import Evaluation, installed_files, python_sources, short_functions
+from asarm.utils.errors import InputError
+from asarm.utils.files import write_whole
 
 
 def main(arguments: list[str]) -> None:

@@ -6,22 +6,22 @@ does; `--samplers sequential fused` takes fewer evaluations. `tiny`: the bundled
 repository, about a minute on two cores, offline.
 """
 
-from asarm.cli.presets import DATASETS, parse_with_preset, run
-from asarm.evals.infill_config import PREFIX_ONLY
-from asarm.evals.stories import evaluate
-from asarm.evals.story_config import BAG, StoriesConfig
+from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
+from asarm.evals.infilling.config import PREFIX_ONLY
+from asarm.evals.stories.config import BAG, StoriesConfig
+from asarm.evals.stories.run import evaluate
 
 PRESETS = {
     "paper": {
         "models": ["therealgabeguo/ASARM@nlp", "xlnet/xlnet-base-cased"],
-        "stories": str(DATASETS / "cloze_test_val__spring2016.csv"),
+        "stories": str(OFFICIAL_SETS / "cloze_test_val__spring2016.csv"),
         "causal": "gpt2",
         "k": 15,  # as in the released script
         "gap_length": ["oracle", "search", "median"],
     },
     "tiny": {
         "models": ["tiny-text"],
-        "stories": str(DATASETS / "stories.csv"),
+        "stories": str(BUNDLED_SETS / "stories.csv"),
         "samplers": ["sequential", "fused", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, BAG],
         "trials": 2,
         "length_sampler": "sequential",  # the faster one for many texts at once on a CPU

@@ -10,10 +10,13 @@ import logging
 
 from transformers import HfArgumentParser
 
-from asarm.cli.quiet import quiet_libraries
-from asarm.config import DataConfig, DraftLossConfig, MaskingConfig, ModelConfig, TrainingConfig
-from asarm.errors import InputError
-from asarm.recipes import PRESETS
+from asarm.data.config import DataConfig
+from asarm.objective.loss import DraftLossConfig
+from asarm.objective.masking import MaskingConfig
+from asarm.training.config import ModelConfig, TrainingConfig
+from asarm.training.presets import PRESETS
+from asarm.utils.errors import InputError
+from asarm.utils.logging_setup import quiet_libraries
 
 SETTINGS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, DraftLossConfig)
 SOURCE = ("train_files", "extensions", "text_field", "dataset", "dataset_dir", "dataset_revision", "dataset_split")
@@ -41,7 +44,7 @@ def main(arguments: list[str]) -> None:
     settings = parse_arguments(arguments)
     quiet_libraries()
     logging.getLogger("datasets").setLevel(logging.ERROR)
-    from asarm.trainer import Trainer
+    from asarm.training.trainer import Trainer
 
     trainer = Trainer(*settings)
     if trainer.config.dry_run:

@@ -1,0 +1,1 @@
+"""Evaluations: resumable runs, statistics, tables and plots."""

@@ -4,7 +4,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from asarm.errors import InputError, first_line
+from asarm.utils.errors import InputError, first_line
 
 
 def hub_rows(source: tuple[str, ...], instead: str) -> list[dict]:

@@ -1,6 +1,6 @@
 """The contract of every backbone. Samplers, objectives and evaluations know nothing else of a model.
 
-Tokens come in rank order (see `asarm.order`), so that a mask is one integer a row: how many ranks it sees.
+Tokens come in rank order (see `asarm.models.rank_order`), so that a mask is one integer a row: how many ranks it sees.
 
 Shapes: B rows of the batch, C content tokens, Q queries, E width, V vocabulary.
 """
@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from asarm.cache import KeyValueCache
-from asarm.loss import cross_entropy
 from asarm.models.draft_head import DraftHead
-from asarm.models.linear import linear
+from asarm.models.kv_cache import KeyValueCache
+from asarm.models.ops import linear
 
 BLOCK_ROWS = 128
 
@@ -62,7 +61,7 @@ class AnyOrderModel(PreTrainedModel):
     def add_draft_head(self, width: int) -> None:
         """Give the model the draft head that `config.draft_head` asks for. width: of final states.
 
-        The network is trained without it, and it without the network (`asarm.draft_training`).
+        The network is trained without it, and it without the network (`asarm.training.draft_head`).
         """
         hidden = self.config.draft_head
         self.draft_head = DraftHead(width, hidden).requires_grad_(False) if hidden else None
@@ -121,13 +120,6 @@ class AnyOrderModel(PreTrainedModel):
         """
         return self.draft_head(states, self.get_input_embeddings()(left))
 
-    def forward(self, *arguments, targets: torch.Tensor | None = None, **keywords) -> torch.Tensor:
-        """One function evaluation: logits [B, Q, V] of the queries. Arguments as in `hidden`.
-
-        targets: [B, Q] int64, the queries' tokens, if only their negative log-likelihoods [B, Q] (nats, float32) are
-            wanted, as in training: the logits then never exist whole.
-        """
-        hidden = self.hidden(*arguments, **keywords)
-        if targets is None:
-            return self.logits(hidden)
-        return cross_entropy(hidden, *self.output_layer(), targets, never=self.config.mask_token_id)
+    def forward(self, *arguments, **keywords) -> torch.Tensor:
+        """One function evaluation: logits [B, Q, V] of the queries. Arguments as in `hidden`."""
+        return self.logits(self.hidden(*arguments, **keywords))

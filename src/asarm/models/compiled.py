@@ -10,8 +10,8 @@ import logging
 import torch
 import torch.nn.functional as F
 
-from asarm.cache import KeyValueCache
-from asarm.errors import InputError
+from asarm.models.kv_cache import KeyValueCache
+from asarm.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 CHOICES = ("auto", "on", "off")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asarm.models.linear import linear
+from asarm.models.ops import linear
 
 
 class DraftHead(nn.Module):

@@ -13,10 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from asarm.cache import KeyValueCache
 from asarm.models.backbone import AnyOrderModel, RowBlock, joined_contexts, row_blocks
-from asarm.models.linear import linear
-from asarm.models.recompute import recomputed
+from asarm.models.kv_cache import KeyValueCache
+from asarm.models.ops import linear, recomputed
 
 
 class AnyOrderGPT2Config(PretrainedConfig):
@@ -224,4 +223,6 @@ class AnyOrderGPT2(AnyOrderModel):
 
 
 AutoConfig.register(AnyOrderGPT2Config.model_type, AnyOrderGPT2Config)
+
+
 AutoModel.register(AnyOrderGPT2Config, AnyOrderGPT2)

@@ -18,12 +18,38 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from asarm.codec import TextCodec
-from asarm.errors import InputError, first_line
 from asarm.models.backbone import AnyOrderModel
-from asarm.models.bundled import resolve_model
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
+from asarm.tokenization.codec import TextCodec
+from asarm.utils.errors import InputError, first_line
+
+FOLDER = Path(__file__).parent.parent / "bundled"
+PREFIX = "tiny-"
+
+
+def bundled_names() -> list[str]:
+    """Names of the models in this installation, sorted."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+
+def bundled_model_path(name: str) -> Path:
+    """The folder of a bundled model. InputError, with the names there are, when there is none of that name."""
+    if name not in bundled_names():
+        raise InputError(f"no bundled model {name!r}: there is {', '.join(bundled_names()) or 'none here'}")
+    return FOLDER / name
+
+
+def resolve_model(name: str | Path) -> str:
+    """The folder of a bundled model for its name; any other name (a folder, a Hub repository) as it is.
+
+    A bare name that begins as the bundled ones do, and is no folder, must be one of them.
+    """
+    name = str(name)
+    bare = "/" not in name and not Path(name).exists()
+    is_bundled = bare and (name.startswith(PREFIX) or name in bundled_names())
+    return str(bundled_model_path(name)) if is_bundled else name
+
 
 BACKBONES = {AnyOrderGPT2Config.model_type: AnyOrderGPT2, AnyOrderXLNetConfig.model_type: AnyOrderXLNet}
 XLNET = AnyOrderXLNetConfig.model_type
@@ -36,6 +62,8 @@ SMALL_FILES = [
     "config.json", *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt",
 ]  # fmt: skip
+
+
 WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
 
 
@@ -176,3 +204,35 @@ def load(
     if white_space != "auto":
         model.config.white_space = white_space
     return model, TextCodec(tokenizer, model.config.white_space)
+
+
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; auto is a GPU if there is one. InputError when there is no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r} here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format of that name; auto is bfloat16 on a GPU that has it, else float32. InputError for others."""
+    if name not in DTYPES:
+        raise InputError(f"unknown dtype {name!r}: choose from {', '.join(DTYPES)}")
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return DTYPES[name]
+
+
+def load_on_device(
+    name: str, revision: str | None, white_space: str, device: torch.device, dtype: str
+) -> tuple[AnyOrderModel, TextCodec]:
+    """The model and codec of `asarm.models.load.load`, on a device, in the number format that `dtype` names."""
+    model, codec = load(name, revision, pick_dtype(dtype, device), white_space)
+    return model.to(device), codec

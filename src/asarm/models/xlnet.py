@@ -5,7 +5,7 @@ Post-LN blocks with the relative attention of Transformer-XL (arXiv 1901.02860) 
 offsets are projected once, rows are scored against all offsets, and each row picks those of the keys it sees. There is
 no segment term, for no segments are given.
 
-Tokens come in rank order (see `asarm.order`). Parameters have the names and shapes of `transformers`'
+Tokens come in rank order (see `asarm.models.rank_order`). Parameters have the names and shapes of `transformers`'
 `XLNetLMHeadModel`: the same checkpoints serve both.
 
 Shapes: B rows of the batch, C content tokens, Q queries, R = C + Q, T visible ranks, E width, H heads, D head width,
@@ -21,11 +21,10 @@ from transformers import XLNetConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from asarm.cache import KeyValueCache
-from asarm.errors import InputError
 from asarm.models.backbone import AnyOrderModel, RowBlock, joined_contexts, row_blocks
-from asarm.models.linear import linear
-from asarm.models.recompute import recomputed
+from asarm.models.kv_cache import KeyValueCache
+from asarm.models.ops import linear, recomputed
+from asarm.utils.errors import InputError
 
 
 class AnyOrderXLNetConfig(XLNetConfig):

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 
 import torch
 
-from asarm.config import SamplerConfig
-from asarm.sampling.adaptive import adaptive_plan
+from asarm.sampling.adaptive_window import adaptive_plan
+from asarm.sampling.assd import sample_assd
+from asarm.sampling.config import SamplerConfig
 from asarm.sampling.fused import sample_fused
 from asarm.sampling.parallel import sample_parallel
 from asarm.sampling.result import SampleResult, TraceStep
 from asarm.sampling.sequential import sample_sequential
-from asarm.sampling.speculative import sample_speculative
 
 SAMPLERS = {
     "sequential": sample_sequential,
-    "assd": sample_speculative,
+    "assd": sample_assd,
     "fused": sample_fused,
     "parallel": sample_parallel,
 }

@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from asarm.sampling.coupling import COUPLINGS, Window
+from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.result import SampleResult
-from asarm.sampling.state import Decoding
+from asarm.sampling.verification import VERIFICATION_RULES, Window
 
 
 class Plan(Protocol):
@@ -53,12 +53,12 @@ def sample_fused(model, tokens, given, target, config, seeds, trace, plan: Plan 
     return state.result
 
 
-def start(plan: Plan, model, tokens, given, target, config, seeds, trace) -> Decoding:
+def start(plan: Plan, model, tokens, given, target, config, seeds, trace) -> DecodeState:
     """A batch about to be decoded in `steps`."""
-    return Decoding(model, tokens, given, target, config, seeds, plan.most, trace, ahead=2 * plan.most + 1)
+    return DecodeState(model, tokens, given, target, config, seeds, plan.most, trace, ahead=2 * plan.most + 1)
 
 
-def steps(state: Decoding, plan: Plan, config) -> Iterator[None]:
+def steps(state: DecodeState, plan: Plan, config) -> Iterator[None]:
     """Decode, one function evaluation after the other."""
     size = torch.zeros_like(state.decoded)  # [B], drafts of the next window; before the first call there are none
     drafting = None  # [B, W, E], their states
@@ -74,7 +74,7 @@ def steps(state: Decoding, plan: Plan, config) -> Iterator[None]:
         depths = [max(0, min(plan.k, most - a)) for a in range(width + 1)]
         states = _evaluate(state, ranks, size, depths)
         window = Window(state.laws(states[:, : width + 1]), log_q, drafts, size, positions, choice)
-        accepted, following = COUPLINGS[config.coupling](window, state.noise, config.tolerance)
+        accepted, following = VERIFICATION_RULES[config.coupling](window, state.noise, config.tolerance)
         plan.learn(size, accepted)
         one = torch.ones_like(size)
         going = state.settle_window(drafts[:, :width], size, accepted, following, accepted < left, one)
@@ -84,7 +84,7 @@ def steps(state: Decoding, plan: Plan, config) -> Iterator[None]:
         yield
 
 
-def _draft(state: Decoding, drafting, size, ranks, choice) -> tuple[torch.Tensor, torch.Tensor]:
+def _draft(state: DecodeState, drafting, size, ranks, choice) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw and place a row's size [B] drafts for ranks [B, W + 1], by their states drafting [B, at least W, E].
 
     Returns log-laws [B, W + 1, V] and drafts [B, W + 1]. Where there is no draft (size, or the last rank) the draft is
@@ -108,7 +108,7 @@ def _draft(state: Decoding, drafting, size, ranks, choice) -> tuple[torch.Tensor
     return log_q, state.tokens.gather(1, ranks)
 
 
-def _followed(state: Decoding, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+def _followed(state: DecodeState, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
     """States [B, 1, E] that draft for ranks [B, 1], given the token before, if it is the neighbour on the left."""
     before = ranks - 1
     adjacent = state.positions.gather(1, before) + 1 == state.positions.gather(1, ranks)  # [B, 1]
@@ -116,7 +116,7 @@ def _followed(state: Decoding, states: torch.Tensor, ranks: torch.Tensor) -> tor
     return torch.where(adjacent[..., None], followed, states)
 
 
-def _evaluate(state: Decoding, ranks, size, depths: list[int]) -> torch.Tensor:
+def _evaluate(state: DecodeState, ranks, size, depths: list[int]) -> torch.Tensor:
     """States that verify the tokens at ranks [B, W + 1], and then, for each a of 0..W, states that draft for the
     depths[a] ranks behind the a-th of them, blind to its token: [B, W + 1 + Q, E]."""
     seen = [a for a, depth in enumerate(depths) for _ in range(depth)]

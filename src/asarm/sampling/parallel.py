@@ -2,8 +2,8 @@
 
 import torch
 
-from asarm.order import rank_order
-from asarm.sampling.noise import TOKEN, VERDICT, Noise
+from asarm.models.rank_order import rank_order
+from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
 from asarm.sampling.result import SampleResult, TraceStep
 
 
@@ -13,7 +13,7 @@ def sample_parallel(model, tokens, given, target, config, seeds, trace) -> Sampl
     In each of `config.steps` steps a random share of the open places is filled, each place given what was known
     before the step and independently of the others; then all that is known becomes the prompt.
     """
-    noise = Noise(torch.tensor(list(seeds), dtype=torch.long, device=tokens.device))
+    noise = CounterRNG(torch.tensor(list(seeds), dtype=torch.long, device=tokens.device))
     batch, length = tokens.shape
     places = torch.arange(length, device=tokens.device).expand(batch, -1)
     # A random number for each target decides in which step it is filled.

@@ -2,14 +2,14 @@
 
 import torch
 
-from asarm.sampling.noise import TOKEN
+from asarm.sampling.counter_rng import TOKEN
+from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.result import SampleResult
-from asarm.sampling.state import Decoding
 
 
 def sample_sequential(model, tokens, given, target, config, seeds, trace) -> SampleResult:
     """Exact; NFE = targets. Arguments as in `asarm.sampling.sample`."""
-    state = Decoding(model, tokens, given, target, config, seeds, window=1, trace=trace)
+    state = DecodeState(model, tokens, given, target, config, seeds, window=1, trace=trace)
     while state.unfinished:
         ranks = state.next_ranks(1)
         log_p = state.log_probs(state.decoded, ranks, ranks)  # [B, 1, V]

@@ -1,0 +1,1 @@
+"""Training data: local files, streamed datasets, packing."""

@@ -1,0 +1,50 @@
+"""Training of a tokenizer on the training files."""
+
+from collections.abc import Iterable, Iterator
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from asarm.data.config import CorpusConfig
+from asarm.data.readers import corpus_files, documents
+from asarm.utils.errors import InputError
+
+TOKENIZER_TEXT = 100_000_000  # characters from which a tokenizer is trained
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with the special tokens <eos>, <pad> and <mask> (ids 0, 1, 2); any text round-trips.
+
+    A newline is a token of its own: GPT-2's rule joins it to the indentation behind it, and then a text that is cut at
+    a line, as gaps in code are, has other tokens at the cut than the whole text, which a model takes for its end.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<eos>", "<pad>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", mask_token="<mask>"
+    )
+
+
+def corpus_text(config: CorpusConfig) -> Iterator[str]:
+    """The text of the local files, for a tokenizer: TOKENIZER_TEXT characters at most."""
+    left = TOKENIZER_TEXT
+    for path in corpus_files(config.train_files, config.extensions):
+        try:
+            for _, piece in documents(path, config.text_field):
+                yield piece
+                left -= len(piece)
+                if left <= 0:
+                    return
+        except InputError:
+            if str(path) in config.train_files:
+                raise

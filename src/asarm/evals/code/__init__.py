@@ -1,0 +1,1 @@
+"""Infilling of code, scored by running its tests."""

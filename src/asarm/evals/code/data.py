@@ -1,0 +1,193 @@
+"""Problems of HumanEval-Infilling, and completions of them, in the formats of OpenAI's package: read and checked.
+
+A problem is a Python function with a gap; a program is the function with its gap filled and the tests behind it.
+"""
+
+import importlib.util
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
+
+from asarm.utils.errors import InputError
+from asarm.utils.jsonl import read_rows
+
+PACKAGE = "human-eval-infilling"
+REPOSITORY = "https://github.com/openai/human-eval-infilling"
+REPOSITORY_URL = re.compile(r"github\.com[/:]openai/human-eval-infilling(\.git)?/?$")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A benchmark. prefix: how its task ids begin. files: the names that its file goes by. masked: what is to be
+    written."""
+
+    name: str
+    prefix: str
+    files: tuple[str, ...]
+    masked: str
+
+
+def _split(name: str, prefix: str, masked: str, *other_files: str) -> Split:
+    return Split(name, prefix, (f"HumanEval-{prefix}.jsonl.gz", *other_files), masked)
+
+
+SPLITS = {
+    split.name: split
+    for split in (
+        _split("single-line", "SingleLineInfilling", "one line"),
+        _split("multi-line", "MultiLineInfilling", "one line or more"),
+        # OpenAI's reader asks for other names than its folder has.
+        _split("random-span", "RandomSpanInfilling", "a random stretch", "HumanEval-RandomSpan.jsonl.gz"),
+        _split(
+            "random-span-light", "RandomSpanInfillingLight", "a random stretch", "HumanEval-RandomSpanLight.jsonl.gz"
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem, its fields named as in the official files. index: its place in the file, from 0."""
+
+    index: int
+    task_id: str
+    entry_point: str
+    prompt: str
+    suffix: str
+    canonical_solution: str
+    test: str
+
+    def source(self, completion: str) -> str:
+        """The function with its gap filled."""
+        return self.prompt + completion + self.suffix
+
+    def program(self, completion: str) -> str:
+        """What is run to judge a completion: exactly what OpenAI's runner runs."""
+        return f"{self.source(completion)}\n{self.test}\ncheck({self.entry_point})"
+
+
+FIELDS = [field.name for field in fields(Problem) if field.name != "index"]
+
+
+def check_split(name: str) -> Split:
+    """The split of that name, or InputError."""
+    if name not in SPLITS:
+        raise InputError(f"unknown split {name!r}: choose from {', '.join(SPLITS)}")
+    return SPLITS[name]
+
+
+def read_problems(path: str | Path) -> list[Problem]:
+    """All problems of a file, in its order. InputError as in `read_rows`, for task ids that are there twice, and for a
+    solution that is empty."""
+    rows = read_rows(path, FIELDS)
+    task_id, count = Counter(row["task_id"] for row in rows).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{path} has task_id {task_id} {count} times")
+    for row in rows:
+        if not row["canonical_solution"]:
+            raise InputError(f"{path}: the canonical_solution of {row['task_id']} is empty")
+    return [Problem(index, **{field: row[field] for field in FIELDS}) for index, row in enumerate(rows)]
+
+
+def split_of(task_id: str) -> str | None:
+    """The split that a task id tells of, if it is an official one or written like one."""
+    prefix = task_id.partition("/")[0]
+    return next((split.name for split in SPLITS.values() if split.prefix == prefix), None)
+
+
+def problems_of_files(paths: Sequence[str | Path], splits: Sequence[str]) -> dict[str, list[Problem]]:
+    """The problems of each of `splits`, out of files that hold one split each; empty `splits` takes all files.
+
+    A file is of the split that its task ids tell of, or else of the only one in `splits`. Raises InputError when ids
+    are of several splits or tell of none, when two files are of one split, or none is of one that is wanted.
+    """
+    found = {}
+    for path in paths:
+        problems = read_problems(path)
+        told = {split_of(problem.task_id) for problem in problems}
+        if len(told) > 1:
+            raise InputError(f"{path} holds problems of several splits: {', '.join(sorted(map(str, told)))}")
+        split = told.pop() or (splits[0] if len(splits) == 1 else None)
+        if split is None:
+            raise InputError(
+                f"the task ids of {path} do not tell its split: give one of {', '.join(SPLITS)} as --split"
+            )
+        if split in found:
+            raise InputError(f"two files of problems of {split}: give one, or run them apart")
+        found[split] = problems
+    for split in splits:
+        if split not in found:
+            names = ", ".join(Path(path).name for path in paths)
+            raise InputError(f"no problems of {split}: {names} holds those of {', '.join(found)}")
+    return {split: found[split] for split in splits or found}
+
+
+def official_file(split: str, folder: str | Path) -> Path:
+    """The official file of a split, from `folder` or from OpenAI's package. InputError when there is none."""
+    check_package()
+    names = check_split(split).files
+    folders = [Path(folder), *package_folders()]
+    for place in folders:
+        for name in names:
+            if (place / name).is_file():
+                return place / name
+    bare = " (the package that is installed came without its data)" if len(folders) > 1 else ""
+    raise InputError(
+        f"no problems of {split}: put {names[0]} from the folder data of {REPOSITORY} into {folder}, or pip install -e "
+        f"a clone of it, or name a file with --problems{bare}"
+    )
+
+
+def check_package() -> None:
+    """InputError when the package of that name is installed, and is not OpenAI's: the one on PyPI is a stranger's.
+
+    OpenAI's comes from its repository, so pip knows where it was got; what comes from an index has no such note.
+    """
+    try:
+        distribution = metadata.distribution(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    cloned = "vcs_info" in origin and REPOSITORY_URL.search(origin.get("url", ""))
+    if not (cloned or "dir_info" in origin):
+        raise InputError(
+            f"the package {PACKAGE} that is installed does not come from OpenAI's repository: the one on PyPI is an "
+            f"empty upload of a stranger. pip uninstall {PACKAGE}, and pip install -e a clone of {REPOSITORY}"
+        )
+
+
+def package_folders() -> list[Path]:
+    """Where OpenAI's package, if it is installed from a clone, has its problems. Nothing of it is imported."""
+    found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    places = (found.submodule_search_locations if found else None) or []
+    return [Path(place).parent / "data" for place in places]
+
+
+def read_completions(path: str | Path, split: str, problems: Sequence[Problem]) -> dict[str, list[str]]:
+    """The completions of a file in the official format: {task id: completions}, as many for each of the problems.
+
+    Raises InputError as `read_rows` does, for task ids of another split or of none, and for problems that have fewer or
+    more completions than others.
+    """
+    found = {problem.task_id: [] for problem in problems}
+    for row in read_rows(path, ("task_id", "completion")):
+        task_id = row["task_id"]
+        if task_id not in found:
+            other = split_of(task_id)
+            told = f"is of {other}" if other not in (None, split) else "is none of its problems"
+            raise InputError(f"{path} is not of {split}: {task_id} {told}")
+        found[task_id].append(row["completion"])
+    missing = [task_id for task_id, some in found.items() if not some]
+    if missing:
+        raise InputError(
+            f"{path} has no completion of {missing[0]} ({len(missing)} of {len(found)} problems have none)"
+        )
+    usual = Counter(map(len, found.values())).most_common(1)[0][0]
+    for task_id, some in found.items():
+        if len(some) != usual:
+            raise InputError(f"{path} has {len(some)} completions of {task_id}, and {usual} of most problems")
+    return found

@@ -1,0 +1,1 @@
+"""Sequential against speculative decoding of real text."""

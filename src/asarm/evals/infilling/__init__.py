@@ -1,0 +1,1 @@
+"""What the evaluations on stories and code share: examples, infilling systems, gap lengths."""

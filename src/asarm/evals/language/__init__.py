@@ -1,0 +1,1 @@
+"""LAMBADA, HellaSwag, and an adapter for lm-evaluation-harness."""

@@ -1,0 +1,220 @@
+"""Our models in lm-evaluation-harness (the package lm-eval), under the name `asarm`, for any of its tasks.
+
+`python -m asarm harness OPTIONS` is its command line with our models in it. In Python, import this module; then
+`lm_eval.simple_evaluate(model="asarm", model_args="pretrained=tiny-text", tasks=[...])` knows them.
+"""
+
+import logging
+from dataclasses import replace
+
+import lm_eval.models  # noqa: F401  the harness' own models stay known
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from asarm.evals.language.likelihood import COLD, Pair, Score, cut_left, iterate_scores, padded
+from asarm.evals.resumable import sampling_seed
+from asarm.models.load import load_on_device, pick_device
+from asarm.sampling import sample
+from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.codec import TextCodec
+from asarm.tokenization.gaps import text_after
+from asarm.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+FIRST_GAP = 32
+BATCH_SIZE = 16  # for --batch_size auto, too
+LOGGED = "lm_eval"  # the harness' logger shows what it says
+
+
+@register_model("asarm")
+class AsArmLM(TemplateLM):
+    """An any-subset model of any backbone, read left to right: contexts are prompts, continuations gaps behind them.
+
+    pretrained, revision, dtype, white_space: as in `load_on_device`. max_length: tokens of context and continuation
+    together, the model's positions by default; longer contexts are cut on the left. max_gen_toks: for
+    tasks that do not say. sampler, draft, k, seed: how text is generated.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        revision: str | None = None,
+        dtype: str = "auto",
+        white_space: str = "auto",
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        sampler: str = "assd",
+        draft: str = "self",
+        k: int = 5,
+        seed: int = 0,
+        batch_size: int | str = BATCH_SIZE,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ):
+        super().__init__()
+        if sampler == "parallel":
+            raise InputError("the sampler parallel does not write from left to right: choose another")
+        self.sampler = {"sampler": sampler, "draft": draft, "k": int(k)}
+        SamplerConfig(**self.sampler)
+        self._device = pick_device(device or "auto")
+        self.model, self.codec = load_on_device(pretrained, revision, white_space, self._device, dtype)
+        longest = self.model.config.n_positions
+        self.max_length = int(max_length or longest)
+        if not 2 <= self.max_length <= longest:
+            raise InputError(f"max_length must lie in [2, {longest}], the model's positions, not {max_length}")
+        self.max_gen_toks, self.seed = int(max_gen_toks), int(seed)
+        batch_size = BATCH_SIZE if str(batch_size).startswith("auto") else batch_size
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise InputError(f"batch_size must be a number from 1, or auto, not {batch_size!r}")
+        self.batch_size = int(batch_size)
+        self.name = f"{pretrained}@{revision or 'main'}"
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Tells requests in the harness' cache from those of other models."""
+        return self.name.replace("/", "__")
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.codec.eos_token_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **keywords) -> list[int]:
+        """Token ids, never with special tokens around them."""
+        return self.codec.encode(string)
+
+    def _scores(self, pairs: list[Pair], disable_tqdm: bool):
+        """The index of each pair and its score, as they come."""
+        cut = sum(pair.cut > 0 for pair in pairs)
+        if cut:
+            logging.getLogger(LOGGED).warning(
+                "%d of %d contexts are cut on the left to %d tokens", cut, len(pairs), self.max_length
+            )
+        scores = iterate_scores(self.model, pairs, self.batch_size)
+        return tqdm(scores, total=len(pairs), desc="Running loglikelihood requests", disable=disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **keywords) -> list[Score]:
+        """Scores of (texts, context ids, continuation ids): the harness makes them from its requests."""
+        pairs = [cut_left(context, continuation, self.max_length) for _, context, continuation in requests]
+        results: list[Score | None] = [None] * len(pairs)
+        for index, score in self._scores(pairs, disable_tqdm):
+            results[index] = score
+            self.cache_hook.add_partial("loglikelihood", requests[index][0], tuple(score))
+        return results
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, each behind an end-of-text token, in windows that score each token once."""
+        pairs, owner = [], []
+        for number, request in enumerate(requests):
+            # The harness' windows are of input tokens, and the last token of a text is no input: one more to fit in.
+            windows = get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length - 1, context_len=1
+            )
+            for window in windows:
+                pairs.append(Pair(*make_disjoint_window(window)))
+                owner.append(number)
+        totals = [0.0] * len(requests)
+        for index, score in self._scores(pairs, disable_tqdm):
+            totals[owner[index]] += score.log_prob
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """Text behind each context, up to a stop string, end of text or max_gen_toks; greedy unless do_sample."""
+        results = [""] * len(requests)
+        groups = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(repr(request.args[1]), []).append(index)
+        with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
+            for group in groups.values():
+                arguments = requests[group[0]].args[1]
+                settings = normalize_gen_kwargs(arguments, self.max_gen_toks)
+                config, room = self._sampler_config(settings), self._room(settings["max_gen_toks"])
+                contexts = {
+                    index: (self.tok_encode(requests[index].args[0]) or [self.prefix_token_id])[
+                        room - self.max_length :
+                    ]
+                    for index in group
+                }
+                ordered = sorted(group, key=lambda index: -len(contexts[index]))
+                for start in range(0, len(ordered), self.batch_size):
+                    rows = ordered[start : start + self.batch_size]
+                    texts = generate(
+                        self.model,
+                        self.codec,
+                        [contexts[row] for row in rows],
+                        [sampling_seed(self.seed, row) for row in rows],
+                        config,
+                        settings["until"],
+                        room,
+                    )
+                    for row, text in zip(rows, texts, strict=True):
+                        results[row] = text
+                        self.cache_hook.add_partial("generate_until", requests[row].args, text)
+                    bar.update(len(rows))
+        return results
+
+    def _sampler_config(self, settings: dict) -> SamplerConfig:
+        if not settings["do_sample"]:
+            return SamplerConfig(**self.sampler, temperature=COLD)
+        for name, neutral in (("top_p", 1), ("top_k", 0), ("min_p", 0)):
+            if settings.get(name) not in (None, neutral):
+                raise InputError(
+                    f"{name}={settings[name]} is asked for, and these samplers draw from the whole law: "
+                    f"give --gen_kwargs {name}={neutral}"
+                )
+        return SamplerConfig(**self.sampler, temperature=settings.get("temperature") or COLD)
+
+    def _room(self, max_gen_toks: int) -> int:
+        """How many tokens are generated at most: half of what the model takes is left to the context."""
+        room = min(max_gen_toks, self.max_length // 2)
+        if room < max_gen_toks:
+            logging.getLogger(LOGGED).warning(
+                "max_gen_toks %d is lowered to %d, half of what the model takes", max_gen_toks, room
+            )
+        return room
+
+
+def generate(
+    model,
+    codec: TextCodec,
+    contexts: list[list[int]],
+    seeds: list[int],
+    config: SamplerConfig,
+    stops: list[str],
+    max_tokens: int,
+) -> list[str]:
+    """Text behind each context, up to the first stop string (without it), end of text or max_tokens.
+
+    The text is a function of its seed: the beginning of what fills a gap of max_tokens behind the context. To stop
+    early, a short gap is filled first, and anew with twice the length while there is no stop in it. With the Gumbel
+    coupling, which is used whatever config says, the longer text begins with the shorter one: this does not change the
+    law.
+
+    contexts: token ids, none empty. config: of an exact sampler.
+    """
+    config = replace(config, coupling="gumbel")
+    texts: dict[int, str] = {}
+    size, left = min(FIRST_GAP, max_tokens), list(range(len(contexts)))
+    while left:
+        gaps = [Pair(contexts[row], [codec.mask_token_id] * size) for row in left]
+        tokens, given, target = padded(gaps, model.device)
+        result = sample(model, tokens, given, target, config, [seeds[row] for row in left])
+        for row, filled, is_gap in zip(left, result.tokens, target, strict=True):
+            text, stopped = until_stop(codec, contexts[row], filled[is_gap].tolist(), stops)
+            if stopped or size == max_tokens:
+                texts[row] = text
+        left = [row for row in left if row not in texts]
+        size = min(2 * size, max_tokens)
+    return [texts[row] for row in range(len(contexts))]
+
+
+def until_stop(codec: TextCodec, context: list[int], ids: list[int], stops: list[str]) -> tuple[str, bool]:
+    """The text of ids behind a context up to end of text or the first stop string, and whether there was one."""
+    ended = codec.eos_token_id in ids
+    text = text_after(codec, context, ids[: ids.index(codec.eos_token_id)] if ended else ids)
+    ends = [text.index(stop) for stop in stops if stop and stop in text]
+    return text[: min(ends, default=len(text))], ended or bool(ends)

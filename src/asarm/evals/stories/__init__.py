@@ -1,0 +1,1 @@
+"""Infilling of stories, scored by ROUGE."""

@@ -1,0 +1,34 @@
+"""What a run on stories does: its options."""
+
+from dataclasses import dataclass
+
+from asarm.evals.infilling.config import PREFIX_ONLY, InfillEvalConfig
+from asarm.evals.stories.data import TASKS
+from asarm.sampling.registry import SAMPLERS
+from asarm.utils.config import option
+from asarm.utils.errors import InputError
+
+BAG = "bag"
+
+
+@dataclass
+class StoriesConfig(InfillEvalConfig):
+    """What is filled and how."""
+
+    baselines = (BAG,)
+
+    stories: str = option("", "CSV file with the columns of the Story Cloze Test")
+    tasks: list[str] = option(list(TASKS), "1/5 masks the third of five sentences, 3/5 the second, third and fourth")
+    samplers: list[str] = option(
+        ["sequential", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, BAG],
+        f"variants, of {', '.join((*SAMPLERS, PREFIX_ONLY, BAG))}; prefix-only does not see what is behind "
+        "the gap, bag takes the sentences of another story",
+    )
+    trials: int = option(5, "how often each gap is filled, with different seeds")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_at_least(trials=1)
+        self.check_choices("task", self.tasks, list(TASKS))
+        if not self.stories:
+            raise InputError("no stories given: name their CSV file with --stories")

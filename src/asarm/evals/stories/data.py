@@ -1,0 +1,104 @@
+"""Stories of five sentences from a Story Cloze file, and the tokens of one with a gap in it."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from asarm.evals.infilling.example import InfillExample, without_mask_token
+from asarm.tokenization.codec import TextCodec
+from asarm.utils.errors import InputError
+
+# Sentences that are masked: the first, and the one behind the last, counted from 0.
+TASKS = {"1/5": (2, 3), "3/5": (1, 4)}
+SENTENCES = [f"InputSentence{number}" for number in range(1, 5)]
+ENDINGS = {"1": "RandomFifthSentenceQuiz1", "2": "RandomFifthSentenceQuiz2"}
+COLUMNS = ["InputStoryid", *SENTENCES, *ENDINGS.values(), "AnswerRightEnding"]
+SOURCE = (
+    "the stories are given out on request by the authors of the Story Cloze Test "
+    "(https://cs.rochester.edu/nlp/rocstories/)"
+)
+
+
+@dataclass
+class Story:
+    """index: place in the file, from 0. name: its InputStoryid. sentences: five, the last with the right ending."""
+
+    index: int
+    name: str
+    sentences: list[str]
+
+
+@dataclass(kw_only=True)
+class StoryExample(InfillExample):
+    """A story with a gap. prefix, gold, suffix: texts. visible: tokens of each sentence that is not masked."""
+
+    prefix: str
+    gold: str
+    suffix: str
+
+
+def read_stories(path: str | Path) -> list[Story]:
+    """All stories of a CSV file with the columns of the Story Cloze Test, in its order.
+
+    Raises InputError when there is no such file, a column or a sentence is missing, or no right ending is told.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"no stories at {path}: {SOURCE}; put their CSV file there, or name it with --stories")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+            if missing:
+                raise InputError(f"{path} has no column {', '.join(missing)}: it must have those of {COLUMNS}")
+            stories = [_story(path, index, row) for index, row in enumerate(reader)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    if not stories:
+        raise InputError(f"{path} holds no stories")
+    return stories
+
+
+def _story(path: Path, index: int, row: dict[str, str | None]) -> Story:
+    where = f"{path}, story {index + 1} ({row['InputStoryid']})"
+    answer = (row["AnswerRightEnding"] or "").strip()
+    if answer not in ENDINGS:
+        raise InputError(f"{where}: AnswerRightEnding must be 1 or 2, not {answer!r}")
+    columns = [*SENTENCES, ENDINGS[answer]]
+    sentences = [" ".join((row[column] or "").split()) for column in columns]
+    for column, sentence in zip(columns, sentences, strict=True):
+        if not sentence:
+            raise InputError(f"{where}: {column} is empty")
+    return Story(index, row["InputStoryid"] or str(index), sentences)
+
+
+def cut(story: Story, task: str, codec: TextCodec) -> StoryExample:
+    """The story with the sentences of `task` (see TASKS) masked; InputError when it holds the mask token.
+
+    A sentence's leading space belongs to its first token, as these tokenizers have it.
+    """
+    first, behind = TASKS[task]
+    parts = [story.sentences[:first], story.sentences[first:behind], story.sentences[behind:]]
+    prefix, gold, suffix = map(" ".join, parts)
+    prefix_tokens, reference_tokens, suffix_tokens = map(codec.encode, (prefix, " " + gold, " " + suffix))
+    visible = [len(codec.encode(" " + sentence)) for sentence in parts[0] + parts[2]]
+    gap = StoryExample(
+        index=story.index,
+        name=story.name,
+        prefix_tokens=prefix_tokens,
+        reference_tokens=reference_tokens,
+        suffix_tokens=suffix_tokens,
+        visible=visible,
+        prefix=prefix,
+        gold=gold,
+        suffix=suffix,
+    )
+    return without_mask_token(gap, codec, "story")
+
+
+def bag_text(stories: list[Story], story: Story | StoryExample, task: str, seed: int) -> str:
+    """The sentences that `task` masks, of a random other one of the stories: the baseline that reads nothing."""
+    first, behind = TASKS[task]
+    pick = seed % (len(stories) - 1)
+    other = stories[pick + (pick >= story.index)]
+    return " ".join(other.sentences[first:behind])

@@ -1,0 +1,32 @@
+"""Markdown tables and the numbers in them."""
+
+
+def plus_minus(value: dict, digits: int) -> str:
+    """Mean ± standard error, as `mean_se` gives them."""
+    error = "" if value["se"] is None else f" ± {value['se']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{error}"
+
+
+def with_interval(value: dict, digits: int, factor: float = 1.0) -> str:
+    """`mean [low, high]`."""
+    ends = value["interval_95"]
+    shown = "" if ends is None else f" [{', '.join(f'{factor * end:.{digits}f}' for end in ends)}]"
+    return f"{factor * value['mean']:.{digits}f}{shown}"
+
+
+def p_text(value: float | None) -> str:
+    """A p-value for people; None is no test."""
+    return "no test" if value is None else "p < 1e-4" if value < 1e-4 else f"p = {value:.2g}"
+
+
+def stated(test: dict, digits: int) -> str:
+    """What `equality` found: difference, interval, verdict."""
+    interval = test["interval_95"]
+    ends = "" if interval is None else f" [{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"
+    return f"{test['difference']:+.{digits}f}{ends}: {test['verdict']}"
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

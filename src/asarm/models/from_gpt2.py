@@ -1,0 +1,140 @@
+"""The model that training starts from: an any-subset model as it is, or one made of GPT-2's weights.
+
+GPT-2's weights serve both streams of our `gpt2` backbone. Its learned positions `wpe` are dropped, for positions are
+rotary here; what that costs, and the bidirectional prompt, are left to the training.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from asarm.models.backbone import AnyOrderModel
+from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.models.load import BACKBONES, TOKENIZER_FILES, load, model_folder, read_config, read_tokenizer, read_weights
+from asarm.tokenization.codec import TextCodec
+from asarm.utils.errors import InputError
+
+GPT2 = GPT2Config.model_type
+# The settings of GPT-2's config that change what it computes, and the values with which it is our `gpt2` backbone.
+# `reorder_and_upcast_attn` is not among them, it changes the rounding only; nor is dropout, which we have none of.
+SETTINGS = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three ways to write GELU-tanh
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "quantization_config": (None,),
+}
+
+
+class GPT2Weights(GPT2LMHeadModel):
+    """GPT-2 as `transformers` has it, to read checkpoints with. Older ones hold the constants of causal masks, too."""
+
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)attn\.(masked_)?bias$"]  # noqa: RUF012 (transformers' name)
+
+
+def start_from(
+    name: str | Path, revision: str | None = None, white_space: str = "auto"
+) -> tuple[AnyOrderModel, TextCodec]:
+    """A model to train, in float32, and the codec of its texts, from any-subset, XLNet or GPT-2 weights.
+
+    name, revision: as in `model_folder`. white_space: as in `load`; for GPT-2 "auto" is "plain".
+
+    GPT-2's tokenizer gets the token <mask> (unless it has a mask token), and its eos token as pad token if it has none.
+    The vocabulary is that of the tokenizer: rows of the embedding that belong to no token are left out.
+
+    Raises InputError as `load` does, and for a GPT-2 that is not tied, has settings that our backbone has not, or has
+    fewer rows than its tokenizer has tokens.
+    """
+    folder = model_folder(name, revision, weights=False)
+    config = read_config(name, folder, known=(*BACKBONES, GPT2))
+    if config.model_type != GPT2:
+        return load(name, revision, white_space=white_space)
+    check_supported(config, name)
+    tokenizer, known = new_tokenizer(name, folder)
+    if known > config.vocab_size:
+        raise InputError(f"the tokenizer of {name} has {known} tokens, but its weights only {config.vocab_size}")
+    codec = TextCodec(tokenizer, "plain" if white_space == "auto" else white_space)
+    gpt2 = read_weights(GPT2Weights, name, model_folder(name, revision), torch.float32)
+    if not torch.equal(gpt2.lm_head.weight, gpt2.transformer.wte.weight):
+        raise InputError(f"the output layer of {name} is not tied to its embedding; that of our gpt2 backbone is")
+    model = new_model(config, codec)
+    copy_weights(gpt2, model, known)
+    return model.eval(), codec
+
+
+def check_supported(config: GPT2Config, name: str | Path) -> None:
+    """Raise InputError for a GPT-2 that computes something else than our backbone does."""
+    allowed = {"n_inner": (None, 4 * config.n_embd)} | SETTINGS
+    for setting, values in allowed.items():
+        value = getattr(config, setting, None)
+        if value not in values:
+            known = " or ".join(map(repr, values))
+            raise InputError(f"{setting}={value!r} in the config of {name}: our gpt2 backbone knows {known} only")
+    if config.n_embd % (2 * config.n_head):
+        raise InputError(f"n_embd={config.n_embd} of {name} gives no n_head={config.n_head} heads of even width")
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of rows that an embedding needs for all tokens."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def new_tokenizer(name: str | Path, folder: Path) -> tuple[PreTrainedTokenizerBase, int]:
+    """A GPT-2's tokenizer with a mask token and a pad token, and the rows of the embedding that it had use for."""
+    # Asked for a tokenizer that is not there, `transformers` makes up an empty one.
+    if not any((folder / file).exists() for file in (*TOKENIZER_FILES, "vocab.json")):
+        raise InputError(f"{name} comes without a tokenizer: put the one that it was trained with beside its weights")
+    tokenizer = read_tokenizer(name, folder)
+    known = vocabulary(tokenizer)
+    if tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # nothing is ever padded with it: no need for a token of its own
+    return tokenizer, known
+
+
+def new_model(config: GPT2Config, codec: TextCodec) -> AnyOrderGPT2:
+    """Our backbone, with random weights, in the shape of a GPT-2 and for the tokens of a codec."""
+    return AnyOrderGPT2(
+        AnyOrderGPT2Config(
+            vocab_size=vocabulary(codec.tokenizer),
+            n_positions=config.n_positions,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            layer_norm_epsilon=config.layer_norm_epsilon,
+            initializer_range=config.initializer_range,
+            mask_token_id=codec.mask_token_id,
+            eos_token_id=codec.eos_token_id,
+            pad_token_id=codec.tokenizer.pad_token_id,
+            white_space="tokens" if codec.written else "plain",
+        )
+    )
+
+
+@torch.no_grad()
+def copy_weights(gpt2: GPT2LMHeadModel, model: AnyOrderGPT2, known: int) -> None:
+    """Fill our backbone with GPT-2's weights; `known` rows of its embedding belong to tokens."""
+    theirs = gpt2.transformer
+    embedding = theirs.wte.weight[:known]
+    model.wte.weight[:known] = embedding
+    # New tokens start as the average token; the row of the mask token stays so, for it is neither read nor sampled.
+    model.wte.weight[known:] = embedding.mean(0)
+    # A place to be predicted starts as what GPT-2's first block reads, less the token: the average position. It speaks
+    # for no token, where the average token, through the tied output layer, votes for tokens like itself (the joint loss
+    # of a small GPT-2, 100 steps on, was 0.3 nats a token higher). Zeros do almost as well, but the layer norm that
+    # reads them blows their gradient up.
+    model.query_vector.copy_(theirs.wpe.weight.mean(0))
+    model.ln_f.load_state_dict(theirs.ln_f.state_dict())
+    for block, source in zip(model.blocks, theirs.h, strict=True):
+        block.ln_1.load_state_dict(source.ln_1.state_dict())
+        block.ln_2.load_state_dict(source.ln_2.state_dict())
+        for ours, conv1d in (
+            (block.attn.qkv, source.attn.c_attn),
+            (block.attn.proj, source.attn.c_proj),
+            (block.fc, source.mlp.c_fc),
+            (block.proj, source.mlp.c_proj),
+        ):
+            ours.weight.copy_(conv1d.weight.t())  # Conv1D has [in, out], a linear layer [out, in]
+            ours.bias.copy_(conv1d.bias)

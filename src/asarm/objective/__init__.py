@@ -1,0 +1,1 @@
+"""Training objective and exact log-densities."""

@@ -1,0 +1,41 @@
+"""Settings of the samplers."""
+
+from dataclasses import dataclass
+
+from asarm.utils.config import check, option
+
+
+@dataclass
+class SamplerConfig:
+    """How targets are filled. See `asarm.sampling`."""
+
+    sampler: str = option("assd", "sequential, assd, fused or parallel (the last is not exact)")
+    draft: str = option(
+        "self", "what drafts: self (the model), ngram (assd: a bigram table), blind (fused: no draft head)"
+    )
+    coupling: str = option("residual", "how drafts meet the target law: residual, block or gumbel")
+    k: int = option(5, "tokens drafted in one iteration of assd or fused")
+    adaptive: bool = option(False, "fused drafts as many tokens, k at most, as it measures to be fastest")
+    steps: int = option(16, "network calls of the parallel sampler")
+    temperature: float = option(1.0, "divides the logits")
+    tolerance: float = option(0.0, "accept with min(1, p/q + tolerance); above 0 the law is no longer exact")
+
+    def __post_init__(self):
+        check(self.sampler in ("sequential", "assd", "fused", "parallel"), f"unknown sampler {self.sampler!r}")
+        check(self.draft in ("self", "ngram", "blind"), f"unknown draft {self.draft!r}: choose self, ngram or blind")
+        known = ("residual", "block", "gumbel")
+        check(self.coupling in known, f"unknown coupling {self.coupling!r}: choose {', '.join(known)}")
+        check(
+            self.sampler != "fused" or self.draft != "ngram",
+            "fused drafts by the model, self or blind; ngram is for sampler assd",
+        )
+        check(self.sampler == "fused" or self.draft != "blind", "draft blind (without draft head) is for fused only")
+        check(self.k >= 1, f"k must be at least 1, not {self.k}")
+        check(not self.adaptive or self.sampler == "fused", "adaptive needs the fused sampler")
+        check(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
+        check(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
+        check(0 <= self.tolerance <= 1, f"tolerance must lie in [0, 1], not {self.tolerance}")
+        check(
+            self.tolerance == 0 or self.coupling == "residual",
+            "tolerance needs the residual coupling: gumbel accepts by equality, block whole prefixes at a time",
+        )

@@ -1,0 +1,1 @@
+"""Files, JSON lines, errors, provenance and other small things that know nothing of models."""

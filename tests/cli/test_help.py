@@ -1,0 +1,50 @@
+"""`--help` of every command and wrapper, on wide and narrow terminals."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from asarm.__main__ import COMMANDS, main
+from support.paths import REPO
+
+WRAPPERS = {
+    "_run_training.sh": [["tiny"], ["paper-nlp"], []],
+    "_run_speculative_decoding.sh": [["tiny"], []],
+    "_run_nlp_infill_eval.sh": [["tiny"], ["language", "tiny"]],
+    "_run_code_infill_eval.sh": [["tiny"], ["judge"]],
+}
+
+
+@pytest.mark.parametrize("columns", ["60", "200"])
+@pytest.mark.parametrize("command", [[name] for name in COMMANDS if name != "harness"] + [["code", "judge"]])
+def test_help_of_every_command(command, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("sys.argv", ["asarm", *command, "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: asarm " + command[0])
+    assert "%%" not in shown
+
+
+def test_help_shows_percent_signs_as_they_are(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("sys.argv", ["asarm", "train", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "95 % of them masked" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wrapper", "arguments"), [(name, arguments) for name, every in WRAPPERS.items() for arguments in every]
+)
+def test_help_of_every_wrapper(wrapper, arguments):
+    environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "COLUMNS": "60", "HF_HUB_OFFLINE": "1"}
+    command = ["bash", str(REPO / wrapper), *arguments, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: asarm ")

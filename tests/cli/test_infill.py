@@ -1,0 +1,208 @@
+"""The infill command from its arguments to what it prints, with a tiny random model."""
+
+import io
+import json
+import sys
+
+import pytest
+from rich.console import Console
+
+from asarm import __main__
+from asarm.cli import render_trace as trace
+from asarm.cli.infill import main, print_text
+from asarm.models import load as bundled
+from asarm.models.load import load
+from asarm.sampling import TraceStep
+from asarm.tokenization.gaps import Span
+from asarm.utils.errors import InputError
+
+TEXT = "Once upon a time ___ lived in a ___5."
+
+
+@pytest.fixture
+def infill(tiny_folder, capsys):
+    """Run the command; returns what it printed to standard output and error."""
+
+    def run(*arguments):
+        main([*arguments, "--model", tiny_folder])
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def codec(tiny_folder):
+    return load(tiny_folder)[1]
+
+
+def test_text_and_cost(infill):
+    printed = infill(TEXT, "--gap-tokens", "4")
+    assert printed.out.startswith("Once upon a time")
+    assert " lived in a" in printed.out
+    assert printed.out.endswith(".\n")
+    assert "_" not in printed.out
+    assert printed.err.startswith("9 targets, ")
+    assert "judged drafts accepted" in printed.err
+
+
+def test_a_seed_is_a_text(infill):
+    assert infill(TEXT, "--seed", "3").out == infill(TEXT, "--seed", "3").out
+    texts = {infill(TEXT, "--seed", str(seed)).out for seed in range(4)}
+    assert len(texts) == 4
+
+
+def test_samples_are_those_of_their_seeds(infill):
+    together = json.loads(infill(TEXT, "--samples", "3", "--seed", "5", "--json").out)["samples"]
+    alone = [json.loads(infill(TEXT, "--seed", str(seed), "--json").out)["samples"][0] for seed in (5, 6, 7)]
+    assert [sample["text"] for sample in together] == [sample["text"] for sample in alone]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--sampler", "sequential"], ["--sampler", "assd"], ["--sampler", "assd", "--draft", "ngram"], ["--k", "2"]],
+)
+def test_gumbel_gives_the_sequential_text_with_any_draft(infill, options):
+    expected = json.loads(infill(TEXT, "--sampler", "sequential", "--json").out)["samples"][0]
+    other = json.loads(infill(TEXT, "--coupling", "gumbel", "--json", *options).out)["samples"][0]
+    assert other["text"] == expected["text"]
+
+
+def test_json_holds_text_spans_and_cost(infill):
+    result = json.loads(infill(TEXT, "--json", "--sampler", "parallel", "--steps", "4").out)
+    (sample,) = result["samples"]
+    assert "".join(span["text"] for span in sample["spans"]) == sample["text"]
+    assert [span["text"] for span in sample["spans"] if span["label"] == "prompt"] == [
+        "Once upon a time",
+        " lived in a",
+        ".",
+    ]
+    assert (sample["targets"], sample["nfe"]) == (13, 4)
+    assert result["sampler"]["sampler"] == "parallel"
+    assert "trace" not in sample
+
+
+def test_file_and_standard_input_give_the_same(infill, tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT + "\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((TEXT + "\n").encode())))
+    assert infill(TEXT).out == infill("--file", str(path)).out == infill("-").out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--sampler", name] for name in ("sequential", "parallel", "fused", "assd")]
+    + [["--sampler", "assd", "--draft", "ngram"]],
+)
+def test_trace_has_a_line_for_each_step_and_ends_in_the_text(infill, options):
+    lines = infill(TEXT, "--trace", *options).out.split("\n")
+    steps = json.loads(infill(TEXT, "--trace", "--json", *options).out)["samples"][0]["trace"]
+    text = "\n".join(lines[len(steps) :])
+    assert [int(line[:4]) for line in lines[: len(steps)]] == list(range(1, len(steps) + 1))
+    assert text == infill(TEXT, *options).out
+    assert all("{+" in line for line in lines[: len(steps)])
+    open_places = [line.count(" _") for line in lines[: len(steps)]]
+    assert open_places == sorted(open_places, reverse=True)
+    assert open_places[-1] == 0
+
+
+def test_frames_show_verdicts(codec):
+    """Two drafts accepted, the third replaced, a fourth not judged; then the last place is drawn without a draft."""
+    before, a, b, c, d, after, wrong, unjudged = codec.tokenizer.convert_tokens_to_ids(list("<abcd>xy"))
+    steps = [TraceStep([1, 2, 3, 4], [a, b, wrong, unjudged], 2, [(3, c)]), TraceStep([], [], 0, [(4, d)])]
+    target = [False, True, True, True, True, False]
+    first, second = trace.frames(codec, [before, a, b, c, d, after], target, steps)
+    assert first == [
+        ("<", "prompt"),
+        ("ab", "accepted"),
+        ("x", "rejected"),
+        ("c", "added"),
+        (" _", "gap"),
+        (">", "prompt"),
+    ]
+    assert second == [("<", "prompt"), ("abc", "filled"), ("d", "added"), (">", "prompt")]
+    assert trace.plain(first) == "<{+ab+}[-x-]{+c+} _>"
+
+
+def test_plain_trace_is_one_line():
+    assert trace.plain([Span("a\n", "prompt"), Span("\x1b\u2028", "added")]) == r"a\n{+\x1b\u2028+}"
+
+
+def test_trim_keeps_what_is_near_the_news():
+    spans = [Span("0123456789", "prompt"), Span("new", "added"), Span("ab", "filled"), Span("cdefgh", "prompt")]
+    assert trace.trim(spans, 3) == [("...", "prompt"), ("789", "prompt"), ("new", "added"), ("ab", "filled"),
+                                    ("c", "prompt"), ("...", "prompt")]  # fmt: skip
+    assert trace.trim(spans, 10) == spans
+
+
+def terminal():
+    return Console(force_terminal=True, color_system="standard", file=io.StringIO(), width=60, height=20, _environ={})
+
+
+def test_terminal_shows_filled_text_in_bold():
+    console = terminal()
+    print_text(console, [Span("a", "prompt"), Span(" [b]", "filled"), Span("c", "prompt")])
+    assert console.file.getvalue() == "a\x1b[1;4m [b]\x1b[0mc\n"
+
+
+def test_terminal_replays_the_trace_in_colours(codec, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(trace.time, "sleep", pauses.append)
+    good, bad, better = (codec.encode(letter)[0] for letter in "xyz")
+    steps = [TraceStep([0, 1], [good, bad], 1, [(1, better)])]
+    console = terminal()
+    trace.show_trace(console, codec, [good, better], [True, True], steps)
+    printed = console.file.getvalue()
+    assert "\x1b[1;32mx\x1b[0m\x1b[9;31my\x1b[0m\x1b[1;33mz\x1b[0m" in printed
+    assert "step 1 of 1: 1 of 2 drafts accepted" in printed
+    assert len(pauses) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no gap"], "no ___ in the text"),
+        (["a ___0"], "a gap of 0 tokens"),
+        (["a ___200"], "takes at most 128"),
+        ([], "give one text"),
+        (["a ___", "--file", "x.txt"], "give one text"),
+        (["--file", "no-such-file.txt"], "cannot read no-such-file.txt"),
+        (["a ___", "--gap_tokens", "0"], "gap_tokens must be at least 1, not 0"),
+        (["a ___", "--samples", "0"], "samples must be at least 1, not 0"),
+        (["a ___", "--seed", "-1"], "seed must be at least 0, not -1"),
+        (["a ___", "--seed", str(2**63)], "seed must be below"),
+        (["a ___", "--k", "0"], "k must be at least 1, not 0"),
+        (["a ___", "--sampler", "magic"], "unknown sampler 'magic'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tiny_folder, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["asarm", "infill", "--model", tiny_folder, *arguments])
+    assert __main__.main() == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert message in printed.err
+
+
+def test_text_without_quotes(infill, capsys):
+    with pytest.raises(SystemExit) as caught:
+        infill("Once", "upon", "___")
+    assert caught.value.code == 2
+    assert "put the text in quotes" in capsys.readouterr().err
+
+
+def test_standard_input_that_is_no_utf8(infill, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a \xff ___")))
+    with pytest.raises(InputError, match="standard input is not UTF-8"):
+        infill("-")
+
+
+def test_a_bundled_name_is_its_folder_and_other_names_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
+    for name in ("tiny-text", "tiny-code"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
+    assert bundled.resolve_model("tiny-text") == str(tmp_path / "tiny-text")
+    for name in ("owner/tiny-text", "./tiny-other", "gpt2", str(tmp_path)):
+        assert bundled.resolve_model(name) == name
+    with pytest.raises(InputError, match="no bundled model 'tiny-txet': there is tiny-code, tiny-text"):
+        bundled.resolve_model("tiny-txet")

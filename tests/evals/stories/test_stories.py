@@ -1,0 +1,595 @@
+"""The evaluation on stories: cutting, filling, lengths, statistics, resuming, what people read, bad input."""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rouge_score import rouge_scorer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from asarm.__main__ import main
+from asarm.cli.stories import OFFICIAL_SETS, PRESETS, parse_arguments
+from asarm.evals import stats
+from asarm.evals.infilling import systems as systems
+from asarm.evals.infilling.causal import CausalModel
+from asarm.evals.infilling.gap_length import LengthDistribution, choose
+from asarm.evals.infilling.infill import GAP, PREFIX, SUFFIX, fill, lay_out, scores
+from asarm.evals.infilling.run import plan
+from asarm.evals.stories import metrics as story_stats
+from asarm.evals.stories.config import StoriesConfig
+from asarm.evals.stories.data import COLUMNS, TASKS, Story, bag_text, cut, read_stories
+from asarm.evals.stories.metrics import rouge
+from asarm.evals.stories.run import evaluate
+from asarm.evals.stories.systems import story_systems
+from asarm.models.load import load
+from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.batch import PADDING
+from asarm.tokenization.codec import TextCodec
+from asarm.utils.errors import InputError
+from support.models import tiny_gpt2, tiny_xlnet
+from support.paths import REPO
+from support.results import lines_of, read_page, without_times
+from support.wrappers import active, run
+from support.xlnet_tokenizer import train_xlnet_tokenizer
+
+TRIALS, BATCH = 2, 2
+STORIES = [
+    ["The bear lived in a tree.", "It was old.", "He asked the owl.", "The owl said no.", "So he walked home."],
+    ["A king was alone.", "His castle was closed.", "The bear came in the morning.", "They talked.", "All was well."],
+    ["Once there was a café.", "It was by the castle.", "Who would have thought?", "It closed.", "The owl was sad."],
+    ["<b>He</b> & she met.", "It was night.", "Is it <i>morning</i>?", "It was not.", "They slept."],
+    ["The owl sat in a tree.", "She was unable to sleep.", "She asked the king.", "He was asleep.", "So it was night."],
+]
+
+
+def write_stories(path, stories, answer="2", **changed):
+    """A file in the format of the Story Cloze Test; changed: columns of the last story that are not as they should."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for number, sentences in enumerate(stories):
+            row = [f"story-{number}", *sentences[:4], "A wrong ending.", sentences[4], answer]
+            if number == len(stories) - 1:
+                row = [changed.get(column, value) for column, value in zip(COLUMNS, row, strict=True)]
+            writer.writerow(row)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def stories_file(tmp_path_factory):
+    return write_stories(tmp_path_factory.mktemp("text") / "some stories.csv", STORIES)
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_folder, stories_file):
+    return {
+        "stories": stories_file, "models": [tiny_folder], "device": "cpu", "trials": TRIALS, "batch_size": BATCH,
+        "k": 3, "parallel_steps": [1, 4], "gap_length": ["oracle", "search", "median", "fixed:7"], "proposals": 4,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, settings):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    evaluate(StoriesConfig(output_dir=str(folder), **settings))
+    return folder
+
+
+def codecs(tiny_folder, sample_text):
+    text = sample_text + " ".join(sentence for story in STORIES for sentence in story)
+    return [load(tiny_folder)[1], TextCodec(train_xlnet_tokenizer(text, 200))]
+
+
+# --- stories and their tokens
+
+
+def test_stories_are_read_with_their_right_endings(tmp_path):
+    path = tmp_path / "stories.csv"
+    write_stories(path, STORIES, InputSentence2=" It  was \t night. ", AnswerRightEnding="1")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    stories = read_stories(path)
+    assert [story.name for story in stories] == [f"story-{number}" for number in range(5)]
+    assert [story.sentences for story in stories[:4]] == STORIES[:4]
+    assert stories[4].sentences == ["The owl sat in a tree.", "It was night.", *STORIES[4][2:4], "A wrong ending."]
+
+
+def test_our_own_stories():
+    stories = read_stories(PRESETS["tiny"]["stories"])
+    assert 8 <= len(stories) <= 12
+    assert OFFICIAL_SETS.name == "eval_datasets"
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", [0, 1])
+def test_the_parts_joined_are_the_story(task, kind, tiny_folder, sample_text):
+    codec = codecs(tiny_folder, sample_text)[kind]
+    for index, sentences in enumerate(STORIES):
+        part = cut(Story(index, "", sentences), task, codec)
+        whole = codec.encode(" ".join(sentences))
+        joined = part.prefix_tokens + part.reference_tokens + part.suffix_tokens
+        assert codec.decode(joined) == codec.decode(whole)
+        assert codec.decode(part.reference_tokens).strip() == codec.decode(codec.encode(part.gold))
+        first, behind = TASKS[task]
+        assert (part.prefix, part.gold, part.suffix) == tuple(
+            " ".join(some) for some in (sentences[:first], sentences[first:behind], sentences[behind:])
+        )
+        assert sum(part.visible) in range(
+            part.context_length - 1, part.context_length + 2
+        )  # the first has no space before it
+
+
+def test_bag_takes_another_story():
+    stories = [Story(index, "", sentences) for index, sentences in enumerate(STORIES)]
+    found = {bag_text(stories, stories[1], "1/5", seed) for seed in range(40)}
+    assert found == {sentences[2] for index, sentences in enumerate(STORIES) if index != 1}
+    assert bag_text(stories, stories[0], "3/5", 0) == " ".join(STORIES[1][1:4])
+
+
+def test_layout(tiny_folder):
+    codec = load(tiny_folder)[1]
+    some = [cut(Story(index, "", STORIES[index]), "1/5", codec) for index in (0, 3)]
+    tokens, part = lay_out(some, [[5, 6], [7]], torch.device("cpu"))
+    for row, (story, gap) in enumerate(zip(some, ([5, 6], [7]), strict=True)):
+        for name, ids in ((PREFIX, story.prefix_tokens), (GAP, gap), (SUFFIX, story.suffix_tokens)):
+            assert tokens[row][part[row] == name].tolist() == ids
+        expected = [PREFIX] * len(story.prefix_tokens) + [GAP] * len(gap) + [SUFFIX] * len(story.suffix_tokens)
+        assert part[row].tolist() == expected + [PADDING] * (part.shape[1] - len(expected))
+
+
+# --- filling
+
+
+@pytest.fixture(scope="module", params=["gpt2", "xlnet"])
+def model_and_gaps(request, tiny_folder, sample_text):
+    kind = ["gpt2", "xlnet"].index(request.param)
+    codec = codecs(tiny_folder, sample_text)[kind]
+    model = [tiny_gpt2, tiny_xlnet][kind](len(codec), scale=0.8, **({"n_positions": 128} if kind == 0 else {}))
+    model.config.mask_token_id = codec.mask_token_id
+    gaps = [cut(Story(index, "", sentences), "3/5", codec) for index, sentences in enumerate(STORIES)]
+    return model, codec, gaps
+
+
+def test_a_filling_depends_on_its_seed_not_on_its_batch(model_and_gaps):
+    model, codec, gaps = model_and_gaps
+    rows = [(story, length) for story, length in zip(gaps, (3, 9, 1, 6, 4), strict=True)]
+    together = fill(model, codec, rows, SamplerConfig(k=3), seeds=range(5))
+    alone = [fill(model, codec, [row], SamplerConfig(k=3), [seed])[0] for seed, row in enumerate(rows)]
+    assert together == alone
+    assert [len(one.tokens) for one in together] == [3, 9, 1, 6, 4]
+    assert fill(model, codec, rows, SamplerConfig(k=3), seeds=range(5, 10)) != together
+
+
+def test_prefix_only_does_not_see_the_suffix(model_and_gaps):
+    model, codec, gaps = model_and_gaps
+    story, other = gaps[0], cut(Story(0, "", [*STORIES[0][:4], "The king was a café."]), "3/5", codec)
+    config = SamplerConfig(sampler="sequential")
+    texts = [
+        [fill(model, codec, [(one, 12)], config, [seed], see)[0].text for seed in range(4)]
+        for see in (False, True)
+        for one in (story, other)
+    ]
+    assert texts[0] == texts[1]
+    assert texts[2] != texts[3]
+
+
+def one_after_prefix(model, tokens, begin, place):
+    """log p(token at `place` | all before it), where the first `begin` tokens see each other."""
+    positions = torch.arange(place)[None]
+    query = torch.tensor([[place]])
+    with torch.no_grad():
+        logits = model(tokens[:, :place], positions, (positions + 1).clamp(min=begin), query, query)
+    return float(torch.log_softmax(logits[0, 0], dim=-1)[tokens[0, place]])
+
+
+def test_score_is_the_joint_density_behind_the_prefix(model_and_gaps):
+    model, _, gaps = model_and_gaps
+    some = [story.reference_tokens[:length] for story, length in zip(gaps, (2, 9, 1, 6, 4), strict=True)]
+    for story, gap, found in zip(gaps, some, scores(model, gaps, some), strict=True):
+        tokens, begin = torch.tensor([story.prefix_tokens + gap + story.suffix_tokens]), len(story.prefix_tokens)
+        places = range(begin, tokens.shape[1])
+        total = sum(one_after_prefix(model, tokens, begin, place) for place in places)
+        assert found == pytest.approx(total / len(places), abs=1e-4)
+
+
+def test_causal_model_goes_on_from_the_prefix(tmp_path, tiny_folder):
+    codec = load(tiny_folder)[1]
+    torch.manual_seed(0)
+    shape = {"n_positions": 128, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.5}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(codec), **shape)).save_pretrained(tmp_path)
+    codec.save_pretrained(tmp_path)
+    causal = CausalModel(str(tmp_path), torch.device("cpu"))
+    gaps = [cut(Story(index, "", sentences), "3/5", causal.codec) for index, sentences in enumerate(STORIES)]
+    rows = list(zip(gaps, (3, 9, 1, 6, 4), strict=True))
+    together = causal.fill(rows, 1.0, range(5))
+    assert together == [causal.fill([row], 1.0, [seed])[0] for seed, row in enumerate(rows)]
+    assert [len(one.tokens) for one in together] == [3, 9, 1, 6, 4]
+    # At a temperature near 0 it takes the most likely token, never the end of the text or another special token.
+    (cold,) = causal.fill(rows[1:2], 1e-4, [0])
+    ids = list(gaps[1].prefix_tokens)
+    for token in cold.tokens:
+        logits = causal.model(torch.tensor([ids])).logits[0, -1]
+        logits[codec.tokenizer.all_special_ids] = -float("inf")
+        assert token == int(logits.argmax())
+        ids.append(token)
+
+
+# --- the length of a gap
+
+
+def test_law_of_lengths_is_learned_from_what_is_visible():
+    rng = np.random.default_rng(0)
+    means = rng.normal(12, 2, size=(4000, 1))
+    law = LengthDistribution.learn((means + rng.normal(0, 3, size=(4000, 4))).tolist())
+    assert (law.mean, law.between, law.within) == pytest.approx((12, 4, 9), rel=0.1)
+    assert LengthDistribution.learn([]) == LengthDistribution(0, 0, 0)
+    law = LengthDistribution(12, 4, 9)
+    mean, deviation = law.gap([16, 16, 16, 16], pieces=3)
+    weight = 4 / (4 + 9 / 4)
+    assert mean == pytest.approx(3 * (12 + weight * 4))
+    assert deviation**2 == pytest.approx(9 * 4 * (1 - weight) + 3 * 9)
+    uneven = [row.tolist() for row in means + rng.normal(0, 3, size=(4000, 9))]
+    law = LengthDistribution.learn([row[: index % 10] for index, row in enumerate(uneven)])  # some have none
+    assert (law.mean, law.between, law.within) == pytest.approx((12, 4, 9), rel=0.1)
+    assert law.gap([], 1) == pytest.approx((law.mean, (law.between + law.within) ** 0.5))
+    alike = LengthDistribution.learn([[10, 14], [14, 10], [12, 12]])  # stories that differ by chance alone
+    assert alike.gap([20, 20], 1)[0] == pytest.approx(12)
+
+
+def test_proposals_are_quantiles_of_the_law():
+    law = LengthDistribution(12, 4, 9)
+    mean, deviation = law.gap([12, 12], 3)
+    drawn = np.random.default_rng(0).normal(mean, deviation, 100_000)
+    found = law.proposals([12, 12], 3, 5)
+    assert found == pytest.approx(np.quantile(drawn, [0.1, 0.3, 0.5, 0.7, 0.9]), abs=0.6)
+    assert LengthDistribution(1, 0, 0.5).proposals([1, 1], 1, 8) == [1, 2]
+    assert LengthDistribution(5, 0, 0).proposals([5, 5], 2, 3) == [10]
+
+
+def test_the_best_score_is_chosen():
+    assert choose({9: -3.0, 7: -2.0, 8: -2.5}) == 7
+    assert choose({9: -2.0, 7: -2.0}) == 7
+
+
+# --- a whole run
+
+
+def test_every_gap_is_filled_once_by_every_variant(finished, tiny_folder):
+    lines = lines_of(finished)
+    oracle = ["sequential", "assd-self", "assd-ngram", "parallel-1", "parallel-4", "prefix-only"]
+    other = [f"assd-self {choice}" for choice in ("search", "median", "fixed:7")]
+    wanted = {
+        (model, task, variant, trial, story)
+        for model, variants in ((tiny_folder, oracle + other), (systems.NO_MODEL, ["bag"]))
+        for task in TASKS
+        for variant in variants
+        for trial in range(TRIALS)
+        for story in range(len(STORIES))
+    }
+    found = [(line["model"], line["task"], line["variant"], line["trial"], line["index"]) for line in lines]
+    assert len(found) == len(wanted)
+    assert set(found) == wanted
+    for line in lines:
+        first, behind = TASKS[line["task"]]
+        assert line["gold"] == " ".join(STORIES[line["index"]][first:behind])
+        if line["variant"] == "bag":
+            assert line["text"] in [" ".join(story[first:behind]) for story in STORIES]
+            assert line["text"] != line["gold"]
+            continue
+        steps = {"parallel-1": 1, "parallel-4": 4}.get(line["variant"])
+        if line["gap_length"] == "search":
+            scored = {int(length): score for length, score in line["scores"].items()}
+            assert scored[line["length"]] == max(scored.values())
+            assert line["drawn"] == sum(scored)
+            assert len(scored) < line["nfe"] <= sum(scored) + len(scored)
+        elif steps:
+            assert line["nfe"] == min(steps, line["length"])
+        else:
+            assert line["drawn"] == line["length"] >= line["nfe"]
+        if line["sampler"] in ("sequential", "prefix-only"):
+            assert line["nfe"] == line["length"]
+        if line["gap_length"] == "oracle":
+            assert line["length"] == line["gold_length"]
+        if line["gap_length"] == "fixed:7":
+            assert line["length"] == 7
+
+
+def test_rouge_is_that_of_rouge_score(finished):
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
+    lines = lines_of(finished)
+    assert sum(line["rougeL"] > 0 for line in lines) > 20
+    for line in lines:
+        for key, score in scorer.score(target=line["gold"], prediction=line["text"]).items():
+            assert line[key] == pytest.approx(100 * score.fmeasure)
+
+
+def test_rouge_is_f1_without_stemming():
+    assert rouge("He walked home.", "he WALKS home") == pytest.approx(
+        {"rouge1": 200 / 3, "rouge2": 0, "rougeL": 200 / 3}
+    )
+    assert rouge("a b c", "a c") == pytest.approx({"rouge1": 80, "rouge2": 0, "rougeL": 80})
+    assert rouge("a b", "") == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+
+
+def test_trials_differ_in_their_seeds(finished):
+    texts = {}
+    for line in lines_of(finished):
+        texts.setdefault((line["task"], line["variant"], line["index"]), []).append(line["text"])
+    same = {key for key, (first, second) in texts.items() if first == second and key[1] != "bag"}
+    assert len(same) < len(texts) / 20
+
+
+def test_report_is_made_from_the_samples(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    lines = lines_of(finished)
+    for one in metrics["variants"]:
+        same = [line for line in lines if all(line[key] == one[key] for key in ("task", "model", "variant"))]
+        assert len(same) == TRIALS * len(STORIES)
+        for key in ("rouge1", "rouge2", "rougeL"):
+            values = [line[key] for line in same]
+            assert one[key]["mean"] == pytest.approx(np.mean(values))
+            assert one[key]["by_trial"][1] == pytest.approx(np.mean([x[key] for x in same if x["trial"] == 1]))
+        assert one["nfe"]["mean"] == pytest.approx(np.mean([line["nfe"] for line in same]))
+    compared = {(one["task"], one["variant"], one["against"]) for one in metrics["comparisons"]}
+    assert ("1/5", "assd-self", "sequential") in compared
+    for other in ("assd-self", "assd-self median", "assd-self fixed:7", "sequential"):
+        assert ("3/5", "assd-self search", other) in compared
+    assert metrics["settings"]["k"] == 3
+    assert metrics["provenance"]["torch"] == torch.__version__
+    table = (finished / "table.md").read_text()
+    assert table.count("| model | variant | ROUGE-1 |") == len(TASKS)
+    assert "| assd-self search | assd-self median |" in table
+    assert (finished / "rouge.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_stories_is_whole_and_escaped(finished):
+    text_of_page, tags = read_page(finished / "stories.html")
+    assert not tags & {"b", "i", "script"}
+    for line in lines_of(finished):
+        assert line["gold"] in text_of_page
+        assert line["prefix"] in text_of_page
+        if line["trial"] == 0:
+            text = " ".join(line["text"].split())
+            assert "".join(letter if letter.isprintable() else "\ufffd" for letter in text) in text_of_page
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.37, 0.81])
+def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_path, kept):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    whole = (folder / "samples.jsonl").read_bytes()
+    (folder / "samples.jsonl").write_bytes(whole[: int(kept * len(whole))])
+    evaluate(StoriesConfig(output_dir=str(folder), **settings))
+    assert without_times(lines_of(folder)) == without_times(lines_of(finished))
+    assert not kept or (folder / "samples.jsonl").read_bytes()[:200] == whole[:200]  # times and all: not run again
+
+
+def test_a_finished_run_is_not_filled_again(finished, settings, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    monkeypatch.setattr(systems, "fill", lambda *args: pytest.fail("filled again"))
+    evaluate(StoriesConfig(output_dir=str(folder), **settings))
+    assert (folder / "samples.jsonl").read_bytes() == (finished / "samples.jsonl").read_bytes()
+
+
+def test_results_do_not_depend_on_batches_trials_or_the_number_of_stories(finished, settings, tmp_path):
+    change = {"batch_size": 3, "max_items": 3, "trials": 1, "samplers": ["assd-self", "prefix-only", "bag"]}
+    evaluate(StoriesConfig(output_dir=str(tmp_path / "run"), **(settings | change)))
+    some = lines_of(tmp_path / "run")
+    same = {(line["task"], line["variant"], line["trial"], line["index"]) for line in some}
+    whole = [x for x in lines_of(finished) if (x["task"], x["variant"], x["trial"], x["index"]) in same]
+    assert len(some) == 3 * len(TASKS) * 6
+    # Scores differ in their last digits when batches are filled up to other lengths.
+    assert without_times(some, "batch", "scores") == without_times(whole, "batch", "scores")
+
+
+def test_other_settings_are_not_mixed_in(finished, settings, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    with pytest.raises(InputError, match=r"trials 2, now 3.*choose another output_dir"):
+        evaluate(StoriesConfig(output_dir=str(folder), **(settings | {"trials": 3})))
+
+
+def test_several_models_and_a_causal_one(settings, tmp_path, tiny_folder):
+    codec = load(tiny_folder)[1]
+    causal = tmp_path / "causal"
+    shape = {"n_positions": 128, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(codec), **shape)).save_pretrained(causal)
+    codec.save_pretrained(causal)
+    other = shutil.copytree(tiny_folder, tmp_path / "other@model")
+    change = {
+        "models": [tiny_folder, str(other)], "causal": str(causal), "samplers": ["assd-self", "bag"], "trials": 1,
+        "gap_length": ["oracle"], "tasks": ["1/5"],
+    }  # fmt: skip
+    metrics = evaluate(StoriesConfig(output_dir=str(tmp_path / "run"), **(settings | change)))
+    assert [(one["model"], one["variant"]) for one in metrics["variants"]] == [
+        (tiny_folder, "assd-self"), (str(other), "assd-self"), (str(causal), "causal"), (systems.NO_MODEL, "bag"),
+    ]  # fmt: skip
+    texts = {line["model"]: line["text"] for line in lines_of(tmp_path / "run") if line["index"] == 2}
+    assert texts[tiny_folder] == texts[str(other)] != texts[str(causal)]
+
+
+def test_variants_take_turns(settings, stories_file):
+    change = {"samplers": ["sequential", "prefix-only"], "gap_length": ["oracle"], "tasks": ["1/5"]}
+    config = StoriesConfig(output_dir="unused", **(settings | change))
+    (system,) = story_systems(config, read_stories(stories_file), torch.device("cpu"))
+    units = plan(config, system, TRIALS)
+    assert [unit.variant.name for unit in units if unit.trial == 0] == [
+        "sequential", "prefix-only", "prefix-only", "sequential", "sequential", "prefix-only",
+    ]  # fmt: skip
+    assert [unit.size for unit in units if unit.trial == 1] == [2, 2, 2, 2, 1, 1]
+    lengths = [story.context_length + len(story.reference_tokens) for unit in units[::4] for story in unit.gaps]
+    assert lengths == sorted(lengths)
+    assert len({unit.key for unit in units}) == len(units)
+
+
+# --- statistics
+
+
+def test_bootstrap_interval_is_that_of_the_mean():
+    values = np.random.default_rng(0).exponential(10, 400)
+    low, high = stats.bootstrap_interval(values.tolist())
+    error = values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=error / 4)
+    assert stats.bootstrap_interval([1.0]) is None
+
+
+def made_line(index, trial, rouge, variant="assd-self", **values):
+    return {
+        "task": "1/5", "model": "m", "variant": variant, "sampler": variant, "gap_length": "oracle", "trial": trial,
+        "index": index, "length": 5, "gold_length": 5, "drawn": 6, "nfe": 3, "seconds": 1.0, "rouge1": rouge,
+        "rouge2": rouge, "rougeL": rouge,
+    } | values  # fmt: skip
+
+
+def test_trials_of_a_story_are_one_observation():
+    rng = np.random.default_rng(0)
+    of_story = rng.normal(20, 5, 30)
+    lines = [made_line(i, t, of_story[i]) for i in range(30) for t in range(50)]
+    (found,) = story_stats.summarise(lines)["variants"]
+    low, high = found["rougeL"]["interval_95"]
+    assert high - low == pytest.approx(2 * 1.96 * of_story.std() / 30**0.5, rel=0.15)  # not / 1500
+    assert (found["stories"], found["trials"], found["tokens_per_nfe"]["mean"]) == (30, 50, 2.0)
+    assert found["most_nfe_per_token"] == 0.5
+
+
+def test_comparisons_are_paired_by_story():
+    rng = np.random.default_rng(0)
+    base = rng.normal(20, 10, 60)
+    lines = [made_line(i, 0, base[i], "sequential", nfe=6, seconds=3.0) for i in range(60)]
+    lines += [made_line(i, 0, base[i] + rng.normal(0, 0.5)) for i in range(60)]
+    (found,) = story_stats.summarise(lines)["comparisons"]
+    assert (found["variant"], found["against"]) == ("assd-self", "sequential")
+    assert found["rougeL"]["verdict"] == "same"
+    assert (found["nfe"]["difference"], found["times_as_fast"]) == (-3.0, 3.0)
+    lines = [line | {"rougeL": line["rougeL"] - 3} if line["variant"] == "assd-self" else line for line in lines]
+    assert story_stats.summarise(lines)["comparisons"][0]["rougeL"]["verdict"] == "different"
+
+
+def test_length_error():
+    lines = [made_line(0, 0, 1.0, length=length) for length in (3, 5, 9)]
+    found = stats.length_error(lines)
+    assert (found["absolute"]["mean"], found["bias"]["mean"]) == (2.0, pytest.approx(2 / 3))
+    assert stats.length_error([made_line(0, 0, 1.0, length=None)]) is None
+
+
+# --- the command line
+
+
+def test_options_override_the_preset():
+    paper = parse_arguments([])
+    assert paper.model_names() == ["therealgabeguo/ASARM@nlp", "xlnet/xlnet-base-cased"]
+    assert (paper.trials, paper.tasks, paper.max_items) == (5, ["1/5", "3/5"], 0)
+    names = [variant.name for variant in paper.variants()]
+    assert names[:6] == ["sequential", "assd-self", "assd-ngram", "parallel-1", "parallel-4", "parallel-16"]
+    assert names[6:] == ["assd-self search", "assd-self median", "prefix-only", "causal", "bag"]
+    assert parse_arguments(["paper", "--model", "a/b", "--revision", "c"]).model_names() == ["a/b@c"]
+    assert parse_arguments(["tiny", "--model", "a/b"]).model_names() == ["a/b"]
+    tiny = parse_arguments(["tiny", "--gap_length", "fixed:9", "--samplers", "parallel", "--parallel-steps", "2"])
+    assert [variant.name for variant in tiny.variants()] == ["sequential fixed:9"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stories", "{tmp}/none.csv"], "on request by the authors of the Story Cloze Test"),
+        (["--stories", "{tmp}/columns.csv"], "has no column InputSentence4, AnswerRightEnding"),
+        (["--stories", "{tmp}/nothing.csv"], "holds no stories"),
+        (["--stories", "{tmp}/bytes.csv"], "is not a CSV file in UTF-8"),
+        (["--stories", "{tmp}"], "Is a directory"),
+        (["--stories", "{tmp}/empty.csv"], "story 5 (story-4): InputSentence3 is empty"),
+        (["--stories", "{tmp}/short.csv"], "story 1 (a): InputSentence3 is empty"),
+        (["--stories", "{tmp}/answer.csv"], "AnswerRightEnding must be 1 or 2, not '3'"),
+        (["--stories", "{tmp}/long.csv"], "story story-4 has "),
+        (["--stories", "{tmp}/mask.csv"], "story story-4 holds <mask>"),
+        (["--stories", "{tmp}/one.csv"], "leave out bag"),
+        (["--gap_length", "fixed:120"], "120 of them in its gap, but the model takes at most 128"),
+        (["--gap_length", "fixed:0"], "unknown gap_length 'fixed:0'"),
+        (["--gap_length", "some"], "unknown gap_length 'some'"),
+        (["--tasks", "2/5"], "unknown task '2/5': choose from 1/5, 3/5"),
+        (["--samplers", "magic"], "unknown sampler 'magic'"),
+        (["--length_sampler", "magic"], "unknown length_sampler 'magic'"),
+        (["--parallel_steps", "0"], "steps must be at least 1, not 0"),
+        (["--trials", "0"], "trials must be at least 1, not 0"),
+        (["--max_items", "-1"], "max_items must be at least 0, not -1"),
+        (["--temperature", "0"], "temperature must be above 0"),
+        (["--dtype", "float8"], "unknown dtype 'float8'"),
+        (["--device", "abacus"], "no device 'abacus' here"),
+        (["--compile", "maybe"], "unknown compile 'maybe'"),
+        (["--model", "{tmp}/none"], "no model folder"),
+        (["--model", "tiny-none"], "no bundled model 'tiny-none'"),
+        (["--models", "tiny-none", "--revision", "nlp"], "write name@revision"),
+        (["--causal", "{tmp}/none"], "cannot load the causal model"),
+        (["--nonsense", "1"], "nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    monkeypatch, capsys, tmp_path, tiny_folder, stories_file, options, message
+):
+    (tmp_path / "columns.csv").write_text("InputStoryid,InputSentence1,InputSentence2,InputSentence3,"
+                                          "RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2\n")  # fmt: skip
+    (tmp_path / "nothing.csv").write_text(",".join(COLUMNS) + "\n")
+    (tmp_path / "short.csv").write_text(",".join(COLUMNS) + "\na,One.,Two.,,Four.,Five.,Six.,1\n")
+    (tmp_path / "bytes.csv").write_bytes("caf\u00e9".encode("latin-1"))
+    write_stories(tmp_path / "empty.csv", STORIES, InputSentence3="  ")
+    write_stories(tmp_path / "answer.csv", STORIES, AnswerRightEnding="3")
+    write_stories(tmp_path / "long.csv", STORIES, InputSentence1="The bear was old. " * 40)
+    write_stories(tmp_path / "mask.csv", STORIES, InputSentence1="The <mask> bear.")
+    write_stories(tmp_path / "one.csv", STORIES[:1])
+    output = tmp_path / "output"
+    usual = ["tiny", "--model", tiny_folder, "--stories", stories_file, "--output_dir", str(output)]
+    if "--models" in options:
+        usual = usual[:1] + usual[3:]
+    given = [option.format(tmp=tmp_path) for option in options]
+    monkeypatch.setattr(sys, "argv", ["asarm", "stories", *usual, *given])
+    assert main() == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1, error
+    assert error[0].startswith("asarm stories: ")
+    assert message in error[0]
+    assert not (output / "samples.jsonl").exists()
+
+
+# --- the wrapper
+
+
+@pytest.fixture
+def wrapper(repo):
+    name = "_run_nlp_infill_eval.sh"
+    return Path(shutil.copy(REPO / name, repo / name))
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ([], "stories paper --output_dir {results}/stories-paper"),
+        (["tiny", "--trials", "3"], "stories tiny --output_dir {results}/stories-tiny --trials 3"),
+        (["--trials", "3"], "stories paper --output_dir {results}/stories-paper --trials 3"),
+        (["language"], "language paper --output_dir {results}/language-paper"),
+        (["language", "tiny", "--seed", "1"], "language tiny --output_dir {results}/language-tiny --seed 1"),
+    ],
+)
+def test_wrapper_names_command_preset_and_folder(wrapper, bare, tmp_path, words, command):
+    result = run(wrapper, *words, env=bare, cwd=tmp_path)
+    assert result.stdout == f"ran: -m asarm {command.format(results=wrapper.parent / 'results')}\n", result.stderr
+
+
+def test_wrapper_runs_from_any_folder(wrapper, tmp_path, stories_file, tiny_folder):
+    options = ["--model", tiny_folder, "--stories", stories_file, "--trials", 1, "--max_items", 2]
+    result = run(wrapper, "tiny", *options, env=active(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "| sequential search | sequential median |" in result.stdout
+    assert (wrapper.parent / "results/stories-tiny/stories.html").exists()
+
+
+def test_missing_stories_are_one_line(wrapper, tmp_path):
+    result = run(wrapper, "paper", env=active(), cwd=tmp_path)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "eval_datasets/cloze_test_val__spring2016.csv" in result.stderr
+    assert "on request by the authors of the Story Cloze Test" in result.stderr

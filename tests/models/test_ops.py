@@ -1,0 +1,24 @@
+"""The product for few rows is the usual one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from asarm.models.ops import linear
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 9), (3, 5), (4, 8), (2, 40), (2, 0)])
+def test_few_rows_give_the_usual_product(shape, with_bias):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, 24, generator=generator)
+    weight = torch.randn(40, 24, generator=generator)
+    bias = torch.randn(40, generator=generator) if with_bias else None
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_gradients_flow():
+    weight = torch.randn(4, 3, requires_grad=True)
+    linear(torch.ones(2, 3), weight).sum().backward()
+    torch.testing.assert_close(weight.grad, torch.full((4, 3), 2.0))

@@ -1,0 +1,44 @@
+"""Small random models for tests: every parameter is drawn, so that nothing is zero or one by accident."""
+
+import torch
+
+from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
+
+
+def randomise(model, scale: float, seed: int = 0):
+    """Draw all parameters anew from a normal law of the given scale."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def tiny_gpt2(vocab_size: int = 5, scale: float = 0.6, **shape):
+    """A two-layer `gpt2` backbone; the last token id is the mask."""
+    shape = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2} | shape
+    return randomise(
+        AnyOrderGPT2(AnyOrderGPT2Config(vocab_size=vocab_size, mask_token_id=vocab_size - 1, **shape)), scale
+    )
+
+
+def tiny_xlnet(vocab_size: int = 5, scale: float = 0.6, **shape):
+    """A two-layer `xlnet` backbone; the last token id is the mask."""
+    shape = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 64} | shape
+    return randomise(
+        AnyOrderXLNet(AnyOrderXLNetConfig(vocab_size=vocab_size, mask_token_id=vocab_size - 1, **shape)), scale
+    )
+
+
+def random_texts(batch: int, length: int, vocab_size: int, seed: int, rate: float = 0.6):
+    """tokens [B, N], given and target [B, N] with ragged ends; every row has a target, some have no prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, vocab_size - 1, (batch, length), generator=generator)
+    target = torch.rand(batch, length, generator=generator) < rate
+    target[:, 0] = True
+    absent = torch.arange(length) >= torch.randint(length // 2, length + 1, (batch, 1), generator=generator)
+    given = ~target & ~absent
+    if batch > 1:
+        target[-1], given[-1] = True, False
+    return tokens, given, target & ~absent

@@ -1,0 +1,178 @@
+"""Gaps to tokens and back, for a byte-level BPE and for a SentencePiece tokenizer (XLNet's class)."""
+
+import json
+import shutil
+
+import pytest
+
+from asarm.models.load import load, load_tokenizer
+from asarm.tokenization.codec import TextCodec
+from asarm.tokenization.gaps import label_spans, parse_gaps
+from asarm.utils.errors import InputError
+from support.xlnet_tokenizer import train_xlnet_tokenizer
+
+
+@pytest.fixture(scope="session")
+def byte_level(tiny_folder):
+    return load(tiny_folder)[1]
+
+
+@pytest.fixture(scope="session")
+def sentence_piece(sample_text):
+    return TextCodec(train_xlnet_tokenizer(sample_text, 120))
+
+
+@pytest.fixture(params=["byte_level", "sentence_piece"])
+def codec(request):
+    return request.getfixturevalue(request.param)
+
+
+def gap_sizes(gaps):
+    """Lengths of the runs of targets."""
+    marks = "".join("x" if target else " " for target in gaps.target.tolist())
+    return [len(run) for run in marks.split()]
+
+
+def test_gaps_become_masks_of_the_given_or_default_size(codec):
+    gaps = parse_gaps("Once upon a time ___ lived in a ___5.", codec, default_gap_tokens=8)
+    assert gap_sizes(gaps) == [8, 5]
+    assert (gaps.tokens[gaps.target] == codec.mask_token_id).all()
+    assert (gaps.tokens[gaps.given] != codec.mask_token_id).all()
+    assert (gaps.given == ~gaps.target).all()
+    assert gaps.tokens.dtype.is_signed
+    assert (
+        gaps.tokens[gaps.given].tolist()
+        == [token for text in ("Once upon a time", " lived in a") for token in codec.encode(text)]
+        + codec.encode("castle.")[-1:]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("___", [8]),
+        ("___3", [3]),
+        ("a ______ b", [8]),
+        ("a ___3___2 b", [5]),
+        ("a ___3 ___ b", [11]),
+        ("a ___12b ___", [12, 8]),
+        ("a __ b ___2", [2]),
+        ("def __init__(self): ___4", [4]),
+        ("a\n___2\nb ___1", [2, 1]),
+    ],
+)
+def test_what_is_a_gap(byte_level, text, sizes):
+    assert gap_sizes(parse_gaps(text, byte_level, default_gap_tokens=8)) == sizes
+
+
+@pytest.mark.parametrize(
+    "pieces",  # text, filling, text, filling, ..., text
+    [
+        ["Once upon a time", " there", " lived in a", " castle", "."],
+        ["", "Once", " upon a", " time", ""],
+        ["an un", "ab", "le bear in the", " tree", ", and"],
+        ["", "the", "re lived in a", " cas", "tle."],
+        ["a", " bear", "", " in", " a tree"],
+        ["the bear", ",", " who", " was", " old", "e", "r."],
+    ],
+)
+def test_filling_the_gaps_gives_the_text(codec, pieces):
+    """Tokens of the fillings in the place of the masks decode to what a person would write."""
+    text, fillings = pieces[0], []
+    for filling, right in zip(pieces[1::2], pieces[2::2], strict=True):
+        # At the start of a text and after a space there are tokens for words, elsewhere one for each letter.
+        word = filling.startswith(" ") or not text
+        tokens = codec.encode(filling) if word else codec.tokenizer.convert_tokens_to_ids(list(filling))
+        text += " " * filling.startswith(" ") + f"___{len(tokens)}" + right
+        fillings += tokens
+    gaps = parse_gaps(text, codec, default_gap_tokens=8)
+    tokens = gaps.tokens.clone()
+    tokens[gaps.target] = tokens.new_tensor(fillings)
+    assert codec.decode(tokens.tolist()) == "".join(pieces)
+
+
+def test_a_gap_between_words_leaves_the_other_tokens_as_they_were(codec):
+    whole = codec.encode("Once upon a time there lived in a forest an old bear")
+    there = len(codec.encode(" there"))
+    gaps = parse_gaps(f"Once upon a time ___{there} lived in a forest an old bear", codec, default_gap_tokens=8)
+    first = gaps.target.tolist().index(True)
+    assert gaps.tokens[gaps.given].tolist() == whole[:first] + whole[first + there :]
+
+
+def test_one_space_belongs_to_the_gap(byte_level):
+    for text, left in (("a ___", "a"), ("a  ___", "a "), ("a\n    ___", "a\n   "), ("a\n___", "a\n"), ("a___", "a")):
+        gaps = parse_gaps(text, byte_level, default_gap_tokens=1)
+        assert byte_level.decode(gaps.tokens[gaps.given].tolist()) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "message"),
+    [
+        ("no gap here", None, "no ___ in the text"),
+        ("two __ only", None, "no ___ in the text"),
+        ("none ___0 here", None, "a gap of 0 tokens"),
+        ("", None, "the text is empty"),
+        (" \n", None, "the text is empty"),
+        ("a <mask> b ___", None, "holds <mask>"),
+        ("a ___129", 128, "takes at most 128"),
+        ("a ___128", 128, "has 129 tokens, 128 of them in gaps"),
+    ],
+)
+def test_bad_texts(byte_level, text, limit, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_gaps(text, byte_level, default_gap_tokens=8, max_length=limit)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_may_be_as_long_as_the_model(byte_level):
+    assert len(parse_gaps("a ___127", byte_level, default_gap_tokens=8, max_length=128).tokens) == 128
+
+
+def test_spans_joined_are_the_text(codec, sample_text):
+    tokens = codec.encode(sample_text)
+    labels = ["filled" if index % 5 < 2 else "prompt" for index in range(len(tokens))]
+    spans = label_spans(codec, tokens, labels)
+    assert "".join(span.text for span in spans) == codec.decode(tokens)
+    assert len(spans) > len(tokens) // 4
+
+
+def test_spans_name_the_origin_of_each_piece(byte_level):
+    tokens = byte_level.encode("Once upon") + byte_level.encode(" a time")
+    labels = ["prompt"] * len(byte_level.encode("Once upon")) + ["filled"] * len(byte_level.encode(" a time"))
+    assert label_spans(byte_level, tokens, labels) == [("Once upon", "prompt"), (" a time", "filled")]
+
+
+def test_a_cut_inside_a_character_is_moved_to_its_left(byte_level):
+    tokens = byte_level.encode("x\u20ac")  # the euro sign: three bytes, a token each
+    assert len(tokens) == 4
+    assert label_spans(byte_level, tokens, ["prompt", "prompt", "filled", "filled"]) == [
+        ("x", "prompt"),
+        ("\u20ac", "filled"),
+    ]
+
+
+def damage(folder, how):
+    if how == "missing":
+        for path in folder.glob("token*"):
+            path.unlink()
+    elif how == "corrupt":
+        (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+    else:
+        path = folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        del settings["mask_token"]
+        path.write_text(json.dumps(settings), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("missing", "cannot load"), ("corrupt", "cannot load"), ("without mask", "has no mask token")],
+)
+def test_unusable_tokenizers(tiny_folder, tmp_path, how, message):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    damage(folder, how)
+    with pytest.raises(InputError, match=message) as caught:
+        load_tokenizer(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)

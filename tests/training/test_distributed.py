@@ -1,0 +1,183 @@
+"""Two processes (gloo, on the CPU) do what one does with twice the accumulation steps."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from support.training import PROSE, steps, weights
+
+OPTIONS = {
+    "block_size": 32, "max_steps": 20, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 5,
+    "eval_steps": 10, "save_steps": 10, "logging_steps": 1, "held_out": 0.1, "eval_blocks": 8, "eval_decodings": 2,
+    "vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "mask_low": 0.3,
+    "draft_weight": 0.5, "streams": 4, "num_workers": 2,
+}  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as end:
+        end.bind(("127.0.0.1", 0))
+        return end.getsockname()[1]
+
+
+ONE = [sys.executable, "-m", "asarm"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "asarm"]
+# Its launcher of GPUs is the one that starts several processes; with none there they run on the CPU.
+ACCELERATE = [
+    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+    "--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}", "--module", "asarm",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """The same text as a file and as a folder of JSON lines."""
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "prose.txt").write_text(PROSE, encoding="utf-8")
+    (folder / "lines").mkdir()
+    for file in range(4):
+        rows = [json.dumps({"text": PROSE[n * 100 : n * 100 + 150]}) for n in range(file, 400, 4)]
+        (folder / "lines" / f"{file}.jsonl").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def command(launcher, sources, run, kind="file", **changes):
+    source = {"train_files": sources / "prose.txt"} if kind == "file" else {"dataset": sources / "lines"}
+    options = OPTIONS | source | {"output_dir": run, "cache_dir": sources / "cache"} | changes
+    return [*launcher, "train", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def environment(**more):
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "ACCELERATE_"))}
+    return keep | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+
+
+def train(*arguments, env=None, **changes):
+    done = subprocess.run(
+        command(*arguments, **changes),
+        capture_output=True,
+        text=True,
+        env=env or environment(),
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def curve(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return torch.tensor([[line["joint"], line["draft"]] for line in lines if "joint" in line])
+
+
+def nll(run):
+    return json.loads((run / "metrics.json").read_text())["nll_0.5"]
+
+
+@pytest.fixture(scope="module")
+def single(sources, tmp_path_factory):
+    """The runs of one process, by kind of source."""
+    runs = {}
+
+    def of(kind):
+        if kind not in runs:
+            runs[kind] = tmp_path_factory.mktemp("single") / kind
+            train(ONE, sources, runs[kind], kind, gradient_accumulation_steps=4)
+        return runs[kind]
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "kind"), [(TORCHRUN, "file"), (TORCHRUN, "stream"), (ACCELERATE, "file")],
+    ids=["torchrun-file", "torchrun-stream", "accelerate-file"],
+)  # fmt: skip
+def test_two_processes_give_the_curve_of_one(sources, single, tmp_path, launcher, kind):
+    run = tmp_path / "run"
+    train(launcher, sources, run, kind, gradient_accumulation_steps=2)
+    expected = curve(single(kind))
+    assert expected.shape == (20, 2)
+    assert expected[-1, 0] < expected[0, 0] - 0.2
+    difference = (curve(run) - expected).abs().max()
+    print(f"largest difference of the losses: {difference:.2g}")
+    assert difference < 1e-4
+    assert nll(run) == pytest.approx(nll(single(kind)), abs=1e-4)
+    assert json.loads((run / "config.json").read_text())["micro_batches_per_step"] == 4
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_in_one_process_and_back(sources, single, tmp_path):
+    """FSDP on two processes saves; one process goes on from there; its checkpoint goes on sharded."""
+    run, env = tmp_path / "run", environment(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    train(TORCHRUN, sources, run, "file", gradient_accumulation_steps=2, env=env)
+    expected = curve(single("file"))
+    assert (curve(run) - expected).abs().max() < 1e-4
+    assert nll(run) == pytest.approx(nll(single("file")), abs=1e-4)
+    sharded, whole = weights(run), weights(single("file"))
+    assert sharded.keys() == whole.keys()
+    assert all((sharded[name] - value).abs().max() < 1e-3 for name, value in whole.items())
+
+    def back_to_step_10():
+        for path in [*(run / "model").iterdir(), *run.glob("checkpoint-000020/**/*"), run / "metrics.json"]:
+            if path.is_file():
+                path.unlink()
+
+    back_to_step_10()
+    done = train(ONE, sources, run, "file", gradient_accumulation_steps=4)
+    assert "resumed at step 10" in done.stderr
+    assert "checkpoint-000020 is torn" in done.stderr
+    assert (curve(run) - expected).abs().max() < 1e-4
+    back_to_step_10()
+    assert "resumed at step 10" in train(TORCHRUN, sources, run, "file", gradient_accumulation_steps=2, env=env).stderr
+    assert (curve(run) - expected).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_muon_is_not_sharded(sources, tmp_path):
+    env = environment(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
+    run = command(TORCHRUN, sources, tmp_path / "run", optimizer="muon")
+    failed = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
+    assert failed.returncode != 0
+    assert "optimizer muon needs whole matrices" in failed.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_the_same_step(sources, tmp_path):
+    run = tmp_path / "run"
+    long = command(TORCHRUN, sources, run, "stream", max_steps=100_000, gradient_accumulation_steps=2)
+    launcher = subprocess.Popen(long, env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes()) < 100:
+        assert launcher.poll() is None, launcher.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    ranks = {
+        process.environ()["RANK"]: process for process in psutil.Process(launcher.pid).children()
+        if "RANK" in process.environ()
+    }  # fmt: skip
+    for process in [ranks["1"], *ranks["1"].children()]:  # and the workers that read for it
+        process.send_signal(signal.SIGUSR1)
+    errors = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode == 0, errors[-3000:]
+    (stopped,) = {step for step in steps(run) if step % 10} or {steps(run)[-1]}
+    assert f"stopped at step {stopped} by a signal" in errors
+    states = json.loads((run / f"checkpoint-{stopped:06d}" / "data.json").read_text())
+    assert sorted(states) == ["0", "1", "2", "3"]  # the readers of both
+
+
+def test_streams_that_processes_cannot_share_are_one_line(sources, tmp_path):
+    done = subprocess.run(
+        command(ONE, sources, tmp_path / "run", "stream", held_out=1e-6),
+        capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("asarm train: the held-out documents of")

@@ -1,0 +1,222 @@
+"""No work is lost: killed, stopped, torn, out of room, a run goes on to the very weights of an uninterrupted one."""
+
+import contextlib
+import json
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import sys
+import time
+
+import pytest
+import torch
+
+from asarm.training.trainer import Trainer
+from asarm.utils.errors import InputError
+from support.training import assert_same_weights, die_at, settings, steps
+
+
+def test_a_resumed_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch):
+    Trainer(*settings(tmp_path, output_dir=str(tmp_path / "whole"))).run()
+    die_at(Trainer(*settings(tmp_path)), monkeypatch, 20)
+    assert not (tmp_path / "run" / "model").exists()
+    resumed = Trainer(*settings(tmp_path))
+    assert resumed.step == 20
+    resumed.run()
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    timeless = [
+        [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in (run / "metrics.jsonl").open()]
+        for run in (tmp_path / "whole", tmp_path / "run")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_finished_run_is_not_trained_on(tmp_path):
+    first = Trainer(*settings(tmp_path)).run()
+    again = Trainer(*settings(tmp_path)).run()
+    assert again["tokens_trained_now"] == 0
+    assert again["nll_0.5"] == first["nll_0.5"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("nll_0.5") == 2
+
+
+def test_resuming_without_metrics(tmp_path):
+    """A checkpoint may be older than the first line of metrics, which may be lost altogether."""
+    Trainer(*settings(tmp_path, max_steps=2)).run()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    Trainer(*settings(tmp_path, max_steps=2)).run()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("nll_0.5") == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no list"])
+def test_torn_checkpoints_are_passed_over_with_a_warning(tmp_path, monkeypatch, caplog, damage):
+    Trainer(*settings(tmp_path, output_dir=str(tmp_path / "whole"))).run()
+    die_at(Trainer(*settings(tmp_path)), monkeypatch, 20)
+    torn = tmp_path / "run" / "checkpoint-000020"
+    if damage == "cut":
+        os.truncate(torn / "optimizer.pt", 1000)
+    elif damage == "changed":
+        with (torn / "model" / "model.safetensors").open("r+b") as file:
+            file.seek(-8, 2)
+            file.write(b"12345678")
+    elif damage == "missing":
+        (torn / "model" / "tokenizer.json").unlink()
+    else:
+        (torn / "checkpoint.json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        resumed = Trainer(*settings(tmp_path))
+    assert resumed.step == 10
+    assert "checkpoint-000020 is torn" in caplog.text
+    resumed.run()
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_checkpoint_may_be_named(tmp_path):
+    Trainer(*settings(tmp_path)).run()
+    assert Trainer(*settings(tmp_path, resume=str(tmp_path / "run" / "checkpoint-000020"))).step == 20
+    with pytest.raises(InputError, match="torn, or no checkpoint"):
+        Trainer(*settings(tmp_path, resume=str(tmp_path)))
+
+
+def test_never_does_not_touch_an_earlier_run(tmp_path):
+    Trainer(*settings(tmp_path, max_steps=2)).run()
+    with pytest.raises(InputError, match="earlier run"):
+        Trainer(*settings(tmp_path, max_steps=2, resume="never"))
+
+
+def test_a_run_with_other_settings_is_one_clear_error(tmp_path):
+    Trainer(*settings(tmp_path, max_steps=10)).run()
+    before = (tmp_path / "run" / "config.json").read_text()
+    for change, shown in (
+        ({"seed": 1}, r"\(seed 0, now 1\)"),
+        ({"mask_low": 0.5, "max_steps": 20}, "max_steps 10, now 20, mask_low 0.3, now 0.5"),
+        ({"gradient_accumulation_steps": 4}, "micro_batches_per_step 2, now 4"),
+    ):
+        with pytest.raises(InputError, match=f"other settings {shown}" if shown[0] == "\\" else shown) as caught:
+            Trainer(*settings(tmp_path, **{"max_steps": 10} | change))
+        assert "\n" not in str(caught.value)
+    with (tmp_path / "prose.txt").open("a") as file:
+        file.write("Another ending, and a longer one. " * 500)
+    longer, *rest = settings(tmp_path, max_steps=10)
+    (tmp_path / "prose.txt").write_text("Another text altogether. " * 4000)
+    with pytest.raises(InputError, match="training_blocks"):
+        Trainer(longer, *rest)
+    assert (tmp_path / "run" / "config.json").read_text() == before
+    assert steps(tmp_path / "run") == [10]
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch):
+    trainer = Trainer(*settings(tmp_path, max_steps=50, eval_steps=10, save_total_limit=2, eval_decodings=0))
+    scores = {10: 5.0, 20: 3.0, 30: 4.0, 40: 4.5, 50: 6.0}
+    monkeypatch.setattr(
+        trainer, "validate", lambda: {f"nll_{rate}": scores[trainer.step] for rate in (0.15, 0.5, 0.95)}
+    )
+    trainer.run()
+    assert steps(tmp_path / "run") == [20, 40, 50]
+
+
+@pytest.mark.parametrize(
+    ("number", "state"), [(signal.SIGTERM, "COMPLETING"), (signal.SIGTERM, "RUNNING"), (signal.SIGUSR1, "RUNNING")]
+)
+def test_a_signal_saves_at_the_end_of_the_step(tmp_path, monkeypatch, number, state):
+    Trainer(*settings(tmp_path, output_dir=str(tmp_path / "whole"))).run()
+    trainer, calls = Trainer(*settings(tmp_path)), tmp_path / "calls"
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, does in (("scontrol", f'echo "$@" >> {calls}'), ("squeue", "echo RUNNING")):
+        (programs / name).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    step = trainer.train_step
+
+    def with_signal(stop=0):
+        if trainer.step == 12:
+            os.kill(os.getpid(), number)
+        return step(stop)
+
+    monkeypatch.setattr(trainer, "train_step", with_signal)
+    assert trainer.run() == {}
+    assert steps(tmp_path / "run")[-1] in (13, 14)
+    assert signal.getsignal(number) == signal.SIG_DFL
+    if number == signal.SIGUSR1:  # time is nearly up: back into the queue
+        assert calls.read_text() == "requeue 7\n"
+    Trainer(*settings(tmp_path)).run()
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path):
+    """Files may not grow beyond a size at which checkpoint 10 fits, as on a disk that fills up."""
+    trainer = Trainer(*settings(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    step = trainer.train_step
+
+    def fill_up(stop=0):
+        if trainer.step == 15:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        return step(stop)
+
+    trainer.train_step = fill_up
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*checkpoint-000020 \(.*\): make room") as caught:
+            trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert steps(tmp_path / "run") == [10]
+    assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name]
+    assert Trainer(*settings(tmp_path)).step == 10
+
+
+def train_quietly(options):
+    torch.set_num_threads(1)
+    with open(options[0].output_dir + ".log", "a") as sys.stdout, contextlib.redirect_stderr(sys.stdout):
+        Trainer(*options).run()
+
+
+@pytest.mark.slow
+def test_killed_at_20_moments_the_run_ends_with_the_same_weights(tmp_path):
+    """SIGKILL at random moments of a 200-step run, half of them in the middle of a save."""
+    options = {
+        "max_steps": 200, "save_steps": 4, "eval_steps": 100, "logging_steps": 20, "eval_decodings": 0,
+        "eval_blocks": 2, "block_size": 16, "n_embd": 16, "n_layer": 1, "per_device_train_batch_size": 2,
+    }  # fmt: skip
+    server = multiprocessing.get_context("forkserver")  # imports torch once
+    server.set_forkserver_preload(["asarm.training.trainer"])
+    whole, killed = (settings(tmp_path, output_dir=str(tmp_path / name), **options) for name in ("whole", "killed"))
+    run, chance = tmp_path / "killed", random.Random(0)
+
+    def start(options):
+        process = server.Process(target=train_quietly, args=(options,))
+        process.start()
+        return process
+
+    began = time.monotonic()
+    process = start(whole)
+    process.join()
+    assert process.exitcode == 0
+    reached, in_saves = [0], 0
+    while len(reached) <= 20:
+        process, aim = start(killed), len(reached) * 200 / 21 + chance.uniform(-4, 4)
+        while max(steps(run), default=0) < aim - 4 and process.is_alive():
+            time.sleep(0.001)
+        if len(reached) % 2:
+            while not list(run.glob(".checkpoint-*.partial")) and process.is_alive():
+                pass
+            time.sleep(chance.uniform(0, 0.01))
+        else:
+            time.sleep(chance.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it was killed"
+        in_saves += bool(list(run.glob(".checkpoint-*.partial")))
+        reached.append(max(steps(run), default=0))
+    process = start(killed)
+    process.join()
+    assert process.exitcode == 0
+    print(f"{in_saves} of 20 kills in a save; newest checkpoints {reached}; {time.monotonic() - began:.0f} s")
+    assert reached == sorted(reached)
+    assert in_saves >= 3
+    assert_same_weights(tmp_path / "whole", run)
