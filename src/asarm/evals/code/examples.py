@@ -3,7 +3,8 @@
 A masked line (`single-line`) is taken to be as long as the visible lines of code. A stretch between two places of the
 code that were picked at random (`random-span`, and in whole lines `multi-line`) is some multiple of what is left of the
 code, with a distribution that is known. Lengths spread over orders of magnitude, so it is the distribution of their
-logarithms that is learned from all problems (see `asarm.evals.gap_length`). Docstrings do not count, for they are never masked.
+logarithms that is learned from all problems (see `asarm.evals.infilling.gap_length`). Docstrings do not count, for they
+are never masked.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""CausalSystem code models trained to fill in the middle: their marks, and a prompt that shows prefix and suffix."""
+"""Causal code models trained to fill in the middle: their marks, and a prompt that shows prefix and suffix."""
 
 from typing import NamedTuple
 

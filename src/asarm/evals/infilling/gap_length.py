@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass
 class LengthDistribution:
-    """GapLengthPolicy of pieces of texts: their mean, and their variances between texts and within a text."""
+    """Lengths of pieces of texts: their mean, and their variances between texts and within a text."""
 
     mean: float
     between: float

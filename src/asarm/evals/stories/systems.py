@@ -21,7 +21,7 @@ from asarm.utils.errors import InputError
 
 
 class StoryGapLengthPolicy(GapLengthPolicy):
-    """GapLengthPolicy of masked sentences. Stories are short: one that a model does not take whole is an error."""
+    """Lengths of masked sentences. Stories are short: one that a model does not take whole is an error."""
 
     def __init__(self, task: str, every: Sequence[StoryExample], count: int, longest: int | None):
         """count: most lengths that a search tries."""
