@@ -1,11 +1,11 @@
-"""Models beside each other on the text that their training held out: exact NLL, and what speculative decoding costs.
+"""Compare models on the sequences that their training held out: exact NLL, and the cost of speculative decoding.
 
     python benchmarks/compare.py MODEL [MODEL ...] --train_files FILE_OR_FOLDER ... [--held_out 0.02]
 
-Prints, for masking rates 0.15, 0.5 and 0.95, each model's exact joint NLL in nats a token beside a unigram and a bigram
-table of the training part on the same tokens, the paired difference to the first model (mean and standard error over
-texts), and tokens per NFE of ASSD with self drafts and of fused decoding without draft head, on texts of which 50 % and
-95 % are masked. All models must share the first one's tokenizer.
+Prints, for masking rates 0.15, 0.5 and 0.95, each model's exact joint NLL in nats a token, that of unigram and bigram
+counts from the training part on the same tokens, and the paired difference to the first model (mean and standard error
+over sequences); and tokens per NFE of ASSD with self drafts and of fused decoding without draft head, on sequences of
+which 50 % and 95 % are masked. All models must share the first one's tokenizer.
 """
 
 import argparse
@@ -16,15 +16,16 @@ import torch
 from asarm import SamplerConfig, load, sample
 from asarm.data.config import CorpusConfig
 from asarm.data.packed import blocks, evenly, local_corpus
+from asarm.models.backbone import AnyOrderModel
 from asarm.objective.masking import random_targets
-from asarm.training.validation import masked_nll, ngram_nll
+from asarm.training.validation import RATES, masked_nll, ngram_nll
 from asarm.utils.errors import InputError
 
-RATES = (0.15, 0.5, 0.95)
 
-
-def decoding_cost(model, tokens: torch.Tensor, rate: float, config: SamplerConfig) -> tuple[np.ndarray, list[float]]:
-    """Tokens per NFE of each text [n], and the acceptance by index of all of them."""
+def decoding_cost(
+    model: AnyOrderModel, tokens: torch.Tensor, rate: float, config: SamplerConfig
+) -> tuple[np.ndarray, list[float]]:
+    """Tokens per NFE of each sequence [n], and the mean acceptance of drafts by their index."""
     target = random_targets(*tokens.shape, rate, torch.Generator().manual_seed(1))
     result = sample(model, tokens, ~target, target, config, range(len(tokens)))
     shares = result.accepted.sum(0) / result.proposed.sum(0)
@@ -37,9 +38,9 @@ def main() -> None:
     parser.add_argument("--train_files", nargs="+", required=True, help="as in training")
     parser.add_argument("--extensions", nargs="+", default=CorpusConfig().extensions, help="as in training")
     parser.add_argument("--held_out", type=float, default=0.02, help="as in training")
-    parser.add_argument("--length", type=int, default=512, help="tokens a text")
-    parser.add_argument("--num_texts", type=int, default=128, help="texts for the NLL, evenly spread")
-    parser.add_argument("--num_decoded", type=int, default=48, help="texts to decode")
+    parser.add_argument("--length", type=int, default=512, help="tokens a sequence")
+    parser.add_argument("--num_texts", type=int, default=128, help="sequences for the NLL, evenly spaced")
+    parser.add_argument("--num_decoded", type=int, default=48, help="sequences to decode")
     parser.add_argument("--k", type=int, default=5)
     arguments = parser.parse_args()
 
@@ -50,7 +51,7 @@ def main() -> None:
     )
     train, held_out = (blocks(part, arguments.length) for part in local_corpus(source, codec))
     chosen = evenly(held_out, arguments.num_texts)
-    print(f"{len(chosen)} of {len(held_out)} held-out texts of {arguments.length} tokens\n")
+    print(f"{len(chosen)} of {len(held_out)} held-out sequences of {arguments.length} tokens\n")
     print("| masked | model | NLL, nats a token | against the first |\n| --- | --- | ---: | ---: |")
     for model, name in zip(models, arguments.models, strict=True):
         if model.config.vocab_size != models[0].config.vocab_size:

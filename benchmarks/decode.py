@@ -1,12 +1,13 @@
-"""Cost of decoding beside the plain way of the field, and beside a left-to-right model with its cache.
+"""Cost of decoding, compared with the usual implementation without a cache, and with a left-to-right model.
 
     python benchmarks/decode.py [--models tiny-text gpt2-base xlnet-base] [--lengths 128 512]
 
 `gpt2-base` and `xlnet-base` are random models of 12 layers x 768; other names are loaded. The reference recomputes
-every token of the text in every evaluation: for XLNet it is the paper's samplers on `transformers`' own model with the
-same weights (tests/reference.py), for our GPT-2 the same samplers without a key/value cache. It is timed over a few
-evaluations (they all cost the same), and its seconds a text are that times the evaluations the text takes. Texts are
-random tokens, 95 % masked, batch 1 unless said otherwise; everything is run in turn in one process.
+every token of the sequence in every evaluation: for XLNet it is the paper's samplers on `transformers`' own model with
+the same weights (tests/support/reference.py), for our GPT-2 the same samplers without a key/value cache. It is timed
+over a few evaluations (they all cost the same), and its seconds a text are that time multiplied by the evaluations that
+the text takes. Texts are random tokens, 95 % masked, batch 1 unless said otherwise; everything is run in turn in one
+process.
 """
 
 import argparse
@@ -17,17 +18,19 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, XLNetLMHeadModel
 
+from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import load
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.objective.masking import random_targets
 from asarm.sampling import SampleResult, sample
 from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.batch import InfillBatch
 from asarm.utils.files import write_json
 from asarm.utils.provenance import provenance
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from support.reference import Chance, reference_assd, reference_sequential
+from support.reference import RandomDraws, reference_assd, reference_sequential
 
 K = 5
 SAMPLERS = {
@@ -38,9 +41,9 @@ SAMPLERS = {
 
 
 class TokenCache:
-    """Stands in for the key/value cache and keeps tokens only: [B, N] in rank order."""
+    """Stands in for the key/value cache, and holds tokens only: [B, N] in rank order."""
 
-    def __init__(self, batch: int, length: int, device):
+    def __init__(self, batch: int, length: int, device: torch.device):
         self.tokens = torch.zeros(batch, length + 1, dtype=torch.long, device=device)
         self.positions = torch.zeros_like(self.tokens)
         self.contexts = torch.ones_like(self.tokens)
@@ -54,17 +57,25 @@ class TokenCache:
             setattr(self, name, getattr(self, name)[rows])
 
 
-class Recomputing:
+class UncachedModel:
     """A model without a key/value cache: all N tokens go through the network in each evaluation."""
 
-    def __init__(self, model):
+    def __init__(self, model: AnyOrderModel):
         self.model, self.config, self.device = model, model.config, model.device
         self.logits, self.draft_head = model.logits, None
 
     def new_cache(self, batch: int, capacity: int, span: int) -> TokenCache:
         return TokenCache(batch, capacity, self.device)
 
-    def hidden(self, tokens, positions, content_context, query_positions, query_context, cache):
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        content_context: torch.Tensor,
+        query_positions: torch.Tensor,
+        query_context: torch.Tensor,
+        cache: TokenCache,
+    ) -> torch.Tensor:
         slots = cache.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         slots = slots.clamp(max=cache.tokens.shape[1] - 1)
         cache.tokens.scatter_(1, slots, tokens)
@@ -76,7 +87,7 @@ class Recomputing:
         )
 
 
-def make_model(name: str):
+def make_model(name: str) -> AnyOrderModel:
     """A random model of base shape, or a loaded one."""
     torch.manual_seed(0)
     if name == "gpt2-base":
@@ -87,24 +98,24 @@ def make_model(name: str):
     return load(name)[0]
 
 
-def text(length: int, targets: int, vocab_size: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random texts [B, N] with so many targets each: tokens, given, target."""
+def random_batch(length: int, targets: int, vocab_size: int, batch: int = 1) -> InfillBatch:
+    """Random sequences with this many targets each."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(7, vocab_size, (batch, length), generator=generator)
     target = random_targets(batch, length, targets / length, generator)
-    return tokens, ~target, target
+    return InfillBatch(tokens, ~target, target)
 
 
 def masked(length: int) -> int:
-    """Targets of a text of which 95 % are masked, as in the paper."""
+    """How many tokens of a sequence are targets when 95 % are masked, as in the paper."""
     return length - int(0.05 * length) - 1
 
 
-def decode(model, length: int, config: SamplerConfig, batch: int = 1) -> SampleResult:
-    """Whole texts, 95 % masked, after a warm-up of a few targets."""
+def decode(model: AnyOrderModel, length: int, config: SamplerConfig, batch: int = 1) -> SampleResult:
+    """Random sequences, 95 % masked, after a warm-up of a few targets."""
     vocab_size = model.config.vocab_size
-    sample(model, *text(length, 8, vocab_size, batch), config, range(batch))
-    return sample(model, *text(length, masked(length), vocab_size, batch), config, range(batch))
+    sample(model, *random_batch(length, 8, vocab_size, batch), config, range(batch))
+    return sample(model, *random_batch(length, masked(length), vocab_size, batch), config, range(batch))
 
 
 def xlnet_twin(model: AnyOrderXLNet) -> XLNetLMHeadModel:
@@ -114,19 +125,27 @@ def xlnet_twin(model: AnyOrderXLNet) -> XLNetLMHeadModel:
     return twin
 
 
-def reference_ms(model, twin, length: int, config: SamplerConfig, evaluations: int) -> float | None:
-    """Milliseconds of one evaluation in the plain way, over at least so many of them; None where there is none."""
+def reference_ms(
+    model: AnyOrderModel, twin: XLNetLMHeadModel | None, length: int, config: SamplerConfig, evaluations: int
+) -> float | None:
+    """Milliseconds of an evaluation of the reference, over at least `evaluations`; None where there is no reference."""
     if twin is None:
-        plain = Recomputing(model)
-        sample(plain, *text(length, 2, model.config.vocab_size), config, [0])
-        result = sample(plain, *text(length, evaluations, model.config.vocab_size), config, [0])
+        uncached = UncachedModel(model)
+        sample(uncached, *random_batch(length, 2, model.config.vocab_size), config, [0])
+        result = sample(uncached, *random_batch(length, evaluations, model.config.vocab_size), config, [0])
         return 1e3 * result.seconds / int(result.nfe)
     if config.draft == "ngram" and config.sampler == "assd":
         return None
 
     def run(targets: int) -> int:
-        tokens, given, _ = text(length, targets, model.config.vocab_size)
-        arguments = (twin, tokens[0], given[0], model.config.mask_token_id, Chance(torch.Generator().manual_seed(0)))
+        tokens, given, _ = random_batch(length, targets, model.config.vocab_size)
+        arguments = (
+            twin,
+            tokens[0],
+            given[0],
+            model.config.mask_token_id,
+            RandomDraws(torch.Generator().manual_seed(0)),
+        )
         if config.sampler == "sequential":
             return reference_sequential(*arguments).nfe
         return reference_assd(*arguments, k=config.k).nfe
@@ -137,23 +156,23 @@ def reference_ms(model, twin, length: int, config: SamplerConfig, evaluations: i
 
 
 def acceptance_to_match(iteration: float, token: float, k: int) -> float | None:
-    """From which acceptance of the uncertain drafts one iteration is faster than a left-to-right model.
+    """The acceptance rate of uncertain drafts from which one iteration is faster than a left-to-right model.
 
-    iteration, token: times of one iteration of assd and of one token of the other model. An iteration lands the sure
-    first token and one more, and a further one for each acceptance in a row: 1 + sum of a^j over j = 0..k-2. None
-    where even full acceptance does not pay.
+    iteration, token: times of one iteration of assd and of one token of the other model. An iteration yields the first
+    token, which is always accepted, another one, and one for each acceptance in a row: 1 + sum of a^j over j = 0..k-2.
+    None where even full acceptance is slower.
     """
     wanted = iteration / token
 
-    def landed(a: float) -> float:
+    def tokens_per_iteration(a: float) -> float:
         return 1 + sum(a**j for j in range(k - 1))
 
-    if landed(1.0) < wanted:
+    if tokens_per_iteration(1.0) < wanted:
         return None
     low, high = 0.0, 1.0
     while high - low > 1e-4:
         middle = (low + high) / 2
-        low, high = (low, middle) if landed(middle) >= wanted else (middle, high)
+        low, high = (low, middle) if tokens_per_iteration(middle) >= wanted else (middle, high)
     return high
 
 
@@ -171,14 +190,14 @@ def causal_ms(length: int) -> float:
     return 1e3 * (time.perf_counter() - start) / (out.shape[1] - prompt.shape[1])
 
 
-def show(*cells) -> None:
-    """One row of a Markdown table; nothing is shown for None, and floats with three digits."""
+def show(*cells: object) -> None:
+    """Print one row of a Markdown table: floats with three digits, - for None."""
     shown = ("-" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells)
     print("| " + " | ".join(shown) + " |", flush=True)
 
 
-def compare_with_reference(models: dict, lengths: list[int], evaluations: int) -> list[dict]:
-    """Table 1: the samplers beside the plain way."""
+def compare_with_reference(models: dict[str, AnyOrderModel], lengths: list[int], evaluations: int) -> list[dict]:
+    """Table 1: the samplers compared with the reference."""
     show("model", "N", "sampler", "NFE", "ms/NFE", "s/text", "reference ms/NFE", "s/text", "times as fast")
     show("---", "---:", "---", *["---:"] * 6)
     rows = []
@@ -199,8 +218,8 @@ def compare_with_reference(models: dict, lengths: list[int], evaluations: int) -
     return rows
 
 
-def compare_batches(models: dict, length: int, batch: int) -> list[dict]:
-    """Table 2: tokens per second of a batch beside those of one text, of the samplers that call the model alone."""
+def compare_batches(models: dict[str, AnyOrderModel], length: int, batch: int) -> list[dict]:
+    """Table 2: tokens per second in a batch and alone, for the samplers whose drafts come from the model."""
     show("model", "N", "sampler", "tokens/s, batch 1", f"tokens/s, batch {batch}", "times as many")
     show("---", "---:", "---", *["---:"] * 3)
     rows = []
@@ -218,8 +237,8 @@ def compare_batches(models: dict, length: int, batch: int) -> list[dict]:
     return rows
 
 
-def compare_with_causal(models: dict, length: int, rounds: int) -> list[dict]:
-    """Table 3: any order beside left to right, and the acceptance from which assd is the faster one."""
+def compare_with_causal(models: dict[str, AnyOrderModel], length: int, rounds: int) -> list[dict]:
+    """Table 3: any order compared with left to right, and the acceptance rate from which assd is faster."""
     show("model", "N", "ms/token, sequential", "ms/token, GPT-2 left to right", "ratio", f"ms/iteration, k={K}",
          "assd faster from acceptance")  # fmt: skip
     show("---", *["---:"] * 6)

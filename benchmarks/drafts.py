@@ -1,22 +1,24 @@
-"""What could make drafts better, and what another order would cost, on texts as in benchmarks/fused.py.
+"""How drafts could be made better, and what other decoding orders would cost, on the tasks of benchmarks/fused.py.
 
     python benchmarks/drafts.py [--model tiny-text] [--texts 4] [--gaps 60]
 
-First table: the chance that a draft is accepted if all before it were, by how many tokens before its place it lacks:
-of drafts that are blind to these, of the draft head's, of both mixed with the bigram table of the visible text (the
-share of the mixture that does best), and of two candidates a place instead of one. Places are those whose neighbour on
-the left is known or drafted. Second table: texts with one gap under other orders of its places: nats a token under the
-joint that the order means, the chances of blind drafts, and the tokens a call that `fused` would land by them.
-Tokens are the texts' own, in all tables.
+First table: the probability that a draft is accepted if all before it were, by the depth of the draft (how many tokens
+before its rank it is not shown): for drafts without a draft head (blind), drafts of the head, both mixed with bigram
+counts of the visible tokens (at the best of some shares), and two candidates a position instead of one. Positions are
+those whose left neighbour is known or drafted. Second table: sequences with one gap under other orders of its
+positions: nats a token under the joint of that order, the acceptance of blind drafts, and the tokens a call that
+`fused` would commit by it. In all tables tokens are those of the original sequence, not sampled ones.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from fused import DATASETS, Task, text_tasks
 
+from asarm.models.backbone import AnyOrderModel
 from asarm.models.load import load
 from asarm.models.rank_order import RankOrder, rank_order
 from asarm.sampling.assd import bigram_distribution
@@ -25,10 +27,11 @@ SHARES = (0.05, 0.1, 0.2, 0.4)  # of the bigram table in a mixture
 
 
 class Drafts(NamedTuple):
-    """Drafts for M places of one text. draft_depth: [M] int64, tokens before its place that a draft lacks.
+    """Drafts for M positions of one sequence [N].
 
-    joint, blind: [M, V] laws of the place and of the draft. states: [M, E] of the query that drafts. left, has_left:
-    [M] the token to the left, and whether it comes before. known: [M, N] bool, what the draft was shown of the text.
+    draft_depth: [M] int64, tokens before its rank that a draft is not shown. joint, blind: [M, V], distributions of the
+    target and of the draft. states: [M, E] of the drafting query. left, has_left: [M], the token to the left, and
+    whether its rank is lower. known: [M, N] bool, the positions that the draft is shown.
     """
 
     draft_depth: torch.Tensor
@@ -41,10 +44,10 @@ class Drafts(NamedTuple):
 
 
 @torch.inference_mode()
-def drafts_of(model, tokens: torch.Tensor, order: RankOrder, window: int) -> Drafts:
-    """Drafts for all targets of a text [1, N] that lack 1 to `window` tokens of those behind the prompt."""
+def drafts_of(model: AnyOrderModel, tokens: torch.Tensor, order: RankOrder, window: int) -> Drafts:
+    """Drafts of depths 1 to `window` for all targets of a sequence [1, N]; all are shown the whole prompt."""
     first, total = int(order.prompt_length), int(order.length)
-    pairs = [(r, lack) for r in range(first, total) for lack in range(1, min(window, r - first) + 1)]
+    pairs = [(r, depth) for r in range(first, total) for depth in range(1, min(window, r - first) + 1)]
     ranks, draft_depth = torch.tensor(pairs).T
     both = torch.cat((ranks, ranks))[None]
     ranked = tokens.gather(1, order.order)
@@ -56,47 +59,47 @@ def drafts_of(model, tokens: torch.Tensor, order: RankOrder, window: int) -> Dra
         torch.cat((ranks - draft_depth, ranks))[None],
     )
     drafting, joint = states[0].chunk(2)
-    place = order.order[0, ranks]
+    position = order.order[0, ranks]
     rank_of = order.order[0].argsort()  # by position
-    before = (place - 1).clamp(min=0)
+    before = (position - 1).clamp(min=0)
     return Drafts(
         draft_depth,
         model.logits(joint).softmax(-1),
         model.logits(drafting).softmax(-1),
         drafting,
         tokens[0, before],
-        (place > 0) & (rank_of[before] < ranks),
+        (position > 0) & (rank_of[before] < ranks),
         rank_of < (ranks - draft_depth)[:, None],
     )
 
 
 def accepted(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """The chance [M] that a draft is accepted."""
+    """The probability [M] that a draft from q is accepted for p. Distributions are [M, V]."""
     return torch.minimum(p, q).sum(-1)
 
 
 def accepted_of_two(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """The chance [M] that one of two drafts is, the second being judged by what the first left of p."""
+    """The probability [M] that one of two drafts is, where the second is verified against the residual of the first."""
     one = accepted(p, q)
     rest = (p - q).clamp(min=0)
     return one + (1 - one) * accepted(rest / rest.sum(-1, keepdim=True).clamp(min=1e-9), q)
 
 
 @torch.inference_mode()
-def chances(model, task: Task, window: int) -> dict[str, torch.Tensor]:
-    """Mean chance [window] of each kind of draft on the texts of a task."""
+def acceptances(model: AnyOrderModel, task: Task, window: int) -> dict[str, torch.Tensor]:
+    """Mean acceptance by depth [window] of each kind of draft on the sequences of a task."""
     found: dict[str, list[torch.Tensor]] = {}
     draft_depth = []
     for tokens, given, target in task.texts:
         drafts = drafts_of(model, tokens, rank_order(given, target), window)
         drafts = Drafts(*(part[drafts.has_left] for part in drafts))
-        p, laws = drafts.joint, {"blind": drafts.blind}
+        p, distributions = drafts.joint, {"blind": drafts.blind}
         if model.draft_head is not None:
-            laws["head"] = model.logits(model.follow(drafts.states, drafts.left)).softmax(-1)
+            distributions["head"] = model.logits(model.follow(drafts.states, drafts.left)).softmax(-1)
         table = bigram_distribution(
             tokens.expand(len(p), -1), drafts.known, drafts.left, drafts.has_left, model.config.vocab_size
         )
-        for name, q in laws.items():
+        for name, q in distributions.items():
             values = {name: accepted(p, q), f"{name}, two candidates": accepted_of_two(p, q)}
             values |= {f"{name} + {share} bigram": accepted(p, (1 - share) * q + share * table) for share in SHARES}
             for kind, value in values.items():
@@ -104,13 +107,13 @@ def chances(model, task: Task, window: int) -> dict[str, torch.Tensor]:
         draft_depth.append(drafts.draft_depth)
     which = torch.cat(draft_depth)
     return {
-        kind: torch.stack([torch.cat(values)[which == lack].mean() for lack in range(1, window + 1)])
+        kind: torch.stack([torch.cat(values)[which == depth].mean() for depth in range(1, window + 1)])
         for kind, values in found.items()
     }
 
 
-def without_the_worse_mixtures(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Of each mixture the best share only."""
+def with_the_best_mixtures(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keep the best share of each mixture only."""
     best: dict[str, str] = {}
     for kind, values in found.items():
         name = kind.split(" + ")[0] + (" + bigram" if "bigram" in kind else "")
@@ -119,26 +122,34 @@ def without_the_worse_mixtures(found: dict[str, torch.Tensor]) -> dict[str, torc
     return {kind: found[kind] for kind in best.values()}
 
 
-def spread(places: torch.Tensor) -> torch.Tensor:
-    """The places [S] of a gap, every second one first."""
-    return torch.cat((places[::2], places[1::2]))
+def interleaved(positions: torch.Tensor) -> torch.Tensor:
+    """The positions [S] of a gap, every second one first."""
+    return torch.cat((positions[::2], positions[1::2]))
 
 
-def halved(places: torch.Tensor) -> torch.Tensor:
-    """The places [S] of a gap from the middle on: each one halves a stretch."""
-    rows, found = [places], []
-    while rows:
-        found += [row[len(row) // 2] for row in rows if len(row)]
-        rows = [part for row in rows if len(row) > 1 for part in (row[: len(row) // 2], row[len(row) // 2 + 1 :])]
+def halved(positions: torch.Tensor) -> torch.Tensor:
+    """The positions [S] of a gap, the middle one first, then the middles of both halves, and so on."""
+    spans, found = [positions], []
+    while spans:
+        found += [span[len(span) // 2] for span in spans if len(span)]
+        spans = [
+            part for span in spans if len(span) > 1 for part in (span[: len(span) // 2], span[len(span) // 2 + 1 :])
+        ]
     return torch.stack(found)
 
 
-ORDERS = {"left to right": lambda places: places, "every second first": spread, "halving": halved}
+ORDERS = {"left to right": lambda positions: positions, "every second first": interleaved, "halving": halved}
 
 
 @torch.inference_mode()
-def under_order(model, tokens: torch.Tensor, given: torch.Tensor, arrange, window: int):
-    """Nats a token of a text [1, N] with its targets in another order, and the chances [window] of blind drafts."""
+def under_order(
+    model: AnyOrderModel,
+    tokens: torch.Tensor,
+    given: torch.Tensor,
+    arrange: Callable[[torch.Tensor], torch.Tensor],
+    window: int,
+) -> tuple[float, list[float]]:
+    """Nats a token of a sequence [1, N] with its targets in another order, and blind drafts' acceptance [window]."""
     order = rank_order(given, ~given)
     first = int(order.prompt_length)
     order.order = torch.cat((order.order[0, :first], arrange(order.order[0, first:])))[None]
@@ -150,7 +161,7 @@ def under_order(model, tokens: torch.Tensor, given: torch.Tensor, arrange, windo
         ranked[:, :-1], order.order[:, :-1], order.content_context()[:, :-1], order.order.gather(1, ranks), ranks
     )
     nll = torch.nn.functional.cross_entropy(logits[0].float(), ranked[0, first:])
-    return float(nll), [float(values[drafts.draft_depth == lack].mean()) for lack in range(1, window + 1)]
+    return float(nll), [float(values[drafts.draft_depth == depth].mean()) for depth in range(1, window + 1)]
 
 
 def show(*cells) -> None:
@@ -162,30 +173,32 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-text")
     parser.add_argument("--text", type=Path, default=DATASETS / "sample_text.txt", help="a text file, such as WikiText")
     parser.add_argument("--stories", type=Path, default=DATASETS / "stories.csv")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a packed text")
-    parser.add_argument("--texts", type=int, default=4, help="packed texts of each kind")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a packed sequence")
+    parser.add_argument("--texts", type=int, default=4, help="packed sequences of each kind")
     parser.add_argument("--gaps", type=int, default=60, help="stories")
-    parser.add_argument("--window", type=int, default=4, help="drafts lack so many tokens at most")
+    parser.add_argument("--window", type=int, default=4, help="greatest depth of a draft")
     arguments = parser.parse_args()
     model, codec = load(arguments.model)
     tasks = text_tasks(codec, model.config.n_positions, arguments)
-    lacks = range(1, arguments.window + 1)
-    show("texts", "drafts", *(f"draft_depth {lack}" for lack in lacks))
-    show("---", "---", *["---:"] * len(lacks))
+    depths = [f"depth {depth}" for depth in range(1, arguments.window + 1)]
+    show("texts", "drafts", *depths)
+    show("---", "---", *["---:"] * len(depths))
     for task in tasks:
-        for kind, values in without_the_worse_mixtures(chances(model, task, arguments.window)).items():
+        for kind, values in with_the_best_mixtures(acceptances(model, task, arguments.window)).items():
             show(task.name, kind, *(f"{value:.3f}" for value in values.tolist()))
     print()
-    show("texts", "order", "nats a token", *(f"draft_depth {lack}" for lack in lacks), "tokens a call")
-    show("---", "---", "---:", *["---:"] * len(lacks), "---:")
+    show("texts", "order", "nats a token", *depths, "tokens a call")
+    show("---", "---", "---:", *["---:"] * len(depths), "---:")
     for task in tasks:
         texts = [(tokens, given) for tokens, given, target in task.texts if int(target.sum()) > arguments.window]
         for name, arrange in ORDERS.items():
             results = [under_order(model, tokens, given, arrange, arguments.window) for tokens, given in texts]
             nll = torch.tensor([nll for nll, _ in results])
             means = torch.tensor([values for _, values in results]).mean(0)
-            landed = 1 + float(means.cumprod(0).sum())
-            show(task.name, name, f"{nll.mean():.3f}", *(f"{value:.3f}" for value in means.tolist()), f"{landed:.2f}")
+            committed = 1 + float(means.cumprod(0).sum())
+            show(
+                task.name, name, f"{nll.mean():.3f}", *(f"{value:.3f}" for value in means.tolist()), f"{committed:.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -23,21 +23,21 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from asarm.data.packed import pack
 from asarm.data.readers import read_text
 from asarm.evals.code import data as code_data
-from asarm.evals.code import examples as code_cut
+from asarm.evals.code import examples as code_examples
 from asarm.evals.infilling.example import InfillExample, truncate_context
-from asarm.evals.infilling.infill import GAP, lay_out
+from asarm.evals.infilling.infill import infill_batch
 from asarm.evals.stories import data as story_data
 from asarm.models.load import bundled_names, load
 from asarm.objective.loss import log_prob
 from asarm.objective.masking import random_targets
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.batch import InfillBatch
 from asarm.utils.files import write_json
 from asarm.utils.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ROOT / "src/asarm/eval_datasets"
-Text = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # tokens, given, target: [1, N] each
 
 ASSD = SamplerConfig(k=5)
 FUSED = SamplerConfig(sampler="fused", draft="blind", k=4)
@@ -63,7 +63,7 @@ class Task:
     """Texts to decode. name: what and how much is masked."""
 
     name: str
-    texts: list[Text]
+    texts: list[InfillBatch]  # of one sequence each
 
 
 @dataclass
@@ -103,14 +103,13 @@ def packed_text(name: str, codec, path: Path, length: int, count: int, rate: flo
     tokens = blocks[torch.randperm(len(blocks), generator=generator)[:count]]
     target = random_targets(*tokens.shape, rate, generator)
     rows = zip(tokens.split(1), target.split(1), strict=True)
-    return Task(f"{name}, {100 * rate:.0f} % masked", [(row, ~masked, masked) for row, masked in rows])
+    return Task(f"{name}, {100 * rate:.0f} % masked", [InfillBatch(row, ~masked, masked) for row, masked in rows])
 
 
-def gap_text(gap: InfillExample, longest: int) -> Text:
+def gap_text(gap: InfillExample, longest: int) -> InfillBatch:
     """A text with its gap."""
     gap = truncate_context(gap, len(gap.reference_tokens), longest)
-    tokens, part = lay_out([gap], [gap.reference_tokens], torch.device("cpu"))
-    return tokens, part != GAP, part == GAP
+    return infill_batch([gap], [gap.reference_tokens], torch.device("cpu"))
 
 
 def gap_task(name: str, gaps: list[InfillExample], count: int, longest: int) -> Task:
@@ -126,7 +125,9 @@ def text_tasks(codec, longest: int, arguments) -> list[Task]:
     return [
         *(packed_text("prose", codec, arguments.text, arguments.length, arguments.texts, rate) for rate in (0.95, 0.5)),
         *(
-            gap_task(f"stories {task}", [story_data.cut(s, task, codec) for s in stories], arguments.gaps, longest)
+            gap_task(
+                f"stories {task}", [story_data.make_example(s, task, codec) for s in stories], arguments.gaps, longest
+            )
             for task in story_data.TASKS
         ),
     ]
@@ -134,16 +135,16 @@ def text_tasks(codec, longest: int, arguments) -> list[Task]:
 
 def code_tasks(codec, longest: int, arguments) -> list[Task]:
     problems = code_data.read_problems(arguments.code)
-    gaps = [code_cut.cut(problem, "single-line", codec) for problem in problems]
+    gaps = [code_examples.make_example(problem, "single-line", codec) for problem in problems]
     return [gap_task("code, single line", gaps, arguments.gaps, longest)]
 
 
 def one_gap(codec, path: Path, length: int, size: int, count: int) -> Task:
     """Packed texts, each with one gap of `size` tokens in its middle."""
     task = packed_text("", codec, path, length, count, 0.5)
-    place = torch.arange(length)[None] - (length - size) // 2
-    target = (place >= 0) & (place < size)
-    return Task(f"gap of {size}", [(tokens, ~target, target) for tokens, _, _ in task.texts])
+    offset = torch.arange(length)[None] - (length - size) // 2
+    target = (offset >= 0) & (offset < size)
+    return Task(f"gap of {size}", [InfillBatch(tokens, ~target, target) for tokens, _, _ in task.texts])
 
 
 def decode(model, task: Task, variants: dict[str, SamplerConfig]) -> dict[str, Outcome]:

@@ -1,4 +1,4 @@
-"""Peak memory of decoding one text, above that of the model, as a share of the weights' bytes.
+"""Peak memory of decoding one sequence beyond that of the model, as a share of the weights' bytes.
 
     python benchmarks/memory.py [--models gpt2-base xlnet-base] [--length 512]
 
@@ -12,7 +12,7 @@ import multiprocessing
 from pathlib import Path
 
 import torch
-from decode import make_model, show, text
+from decode import make_model, random_batch, show
 
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
@@ -34,26 +34,26 @@ def resident(which: str) -> int:
 
 
 def forget_peak() -> None:
-    """Give freed memory back and begin a new high-water mark, so that nothing hides behind an earlier peak."""
+    """Return freed memory and reset the high-water mark, so that an earlier peak does not hide a later one."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(name: str, case: str, length: int, answers) -> None:
-    """Put (bytes above the model, bytes of the weights) of one case on the queue `answers`."""
+def measure(name: str, case: str, length: int, answers: multiprocessing.Queue) -> None:
+    """Put (bytes beyond the model, bytes of the weights) of one case on the queue `answers`."""
     config, rate = CASES[case]
     model = make_model(name)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     gpu = torch.cuda.is_available()
-    inputs = text(length, round(rate * length), model.config.vocab_size)
+    batch = random_batch(length, round(rate * length), model.config.vocab_size)
     if gpu:
-        model, inputs = model.cuda(), [part.cuda() for part in inputs]
+        model, batch = model.cuda(), batch.to("cuda")
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
         forget_peak()
         before = resident("VmRSS")
-    sample(model, *inputs, config, [0])
+    sample(model, *batch, config, [0])
     answers.put(((torch.cuda.max_memory_allocated() if gpu else resident("VmHWM")) - before, weights))
 
 
@@ -70,9 +70,9 @@ def main() -> None:
             answers = context.Queue()
             process = context.Process(target=measure, args=(name, case, arguments.length, answers))
             process.start()
-            above, weights = answers.get()
+            beyond, weights = answers.get()
             process.join()
-            show(name, arguments.length, case, weights / 1e6, above / 1e6, f"{above / weights:.1%}")
+            show(name, arguments.length, case, weights / 1e6, beyond / 1e6, f"{beyond / weights:.1%}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cost of a training step beside `transformers`' XLNet (permutation masks) and GPT-2 (left to right).
+"""Cost of a training step, compared with `transformers`' XLNet (permutation masks) and GPT-2 (left to right).
 
     python benchmarks/train.py [--rates 0.15 0.6 0.95] [--batch 2] [--rounds 3]
 
@@ -7,10 +7,10 @@ All models have 12 layers x 768 and random weights; dropout is off, so that `asa
 which share their weights, compute the same loss: that is checked. They have XLNet's vocabulary (32000), the GPT-2s
 their own (50258 with the mask token, and 50257). All read the same batch of random tokens.
 
-Time is the median over rounds in each of which every model takes a step of every rate in turn, after a short step. On
-a machine that others use, seconds of CPU with OMP_NUM_THREADS=1 (for threads that wait count too) are steadier.
-Peak memory is measured in a process of its own: what one step adds at most to weights and gradients, which are in place
-before it. On a CPU that is the growth of the peak resident set (VmHWM), with an allocator that returns freed blocks at
+Time is the median over rounds, in each of which every model takes a step of every rate in turn, after a short warm-up
+step. On a shared machine, seconds of CPU with OMP_NUM_THREADS=1 (threads that wait count, too) vary less. Peak memory
+is measured in a process of its own: what one step adds at most to weights and gradients, which are allocated before
+it. On a CPU that is the growth of the peak resident set (VmHWM), with an allocator that returns freed blocks at
 once; on a GPU `torch.cuda.max_memory_allocated`, where products run in bfloat16.
 """
 
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, XLNetConfig, XLNetLMHeadModel
 
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.rank_order import rank_order
@@ -40,12 +40,12 @@ from support.reference import permutation_mask
 XLNET = {"vocab_size": 32000, "d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072, "dropout": 0.0}
 REFERENCE = "transformers XLNet"
 MODELS = ("asarm gpt2", "asarm xlnet", REFERENCE, "transformers GPT-2")
-WARM_UP = 16  # tokens of the first step, in which things are set up
+WARM_UP = 16  # tokens of the first step, which is not timed
 UNKNOWN = dict.fromkeys(("seconds", "cpu_seconds", "peak", "all"), float("nan"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def make_model(name: str, checkpointing: bool):
+def make_model(name: str, checkpointing: bool) -> PreTrainedModel:
     """A random model in training mode. Of one seed, the two XLNets have the same weights."""
     torch.manual_seed(0)
     if name == "asarm gpt2":
@@ -63,18 +63,20 @@ def make_model(name: str, checkpointing: bool):
     return model.train().to(DEVICE)
 
 
-def xlnet_loss(model, tokens: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
+def xlnet_loss(model: XLNetLMHeadModel, tokens: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
     """The joint loss of `training_loss` from `transformers`' XLNet, in position order: masks and one-hot mappings."""
     target = random_targets(*tokens.shape, rate, generator).to(tokens.device)
     order = rank_order(~target, target)
-    places = order.order[:, int(order.prompt_length[0]) :]  # [B, S]
-    mapping = torch.nn.functional.one_hot(places, tokens.shape[1]).float()  # [B, S, N]
+    positions = order.order[:, int(order.prompt_length[0]) :]  # [B, S]
+    mapping = torch.nn.functional.one_hot(positions, tokens.shape[1]).float()  # [B, S, N]
     mask = permutation_mask(order.order.argsort(1), order.prompt_length, order.length)
-    return model(tokens, perm_mask=mask, target_mapping=mapping, labels=tokens.gather(1, places), use_mems=False).loss
+    return model(
+        tokens, perm_mask=mask, target_mapping=mapping, labels=tokens.gather(1, positions), use_mems=False
+    ).loss
 
 
-def step(name: str, model, tokens: torch.Tensor, rate: float) -> float:
-    """Forward and backward: the loss. Gradients are added to those there are."""
+def step(name: str, model: PreTrainedModel, tokens: torch.Tensor, rate: float) -> float:
+    """The loss, after a forward and a backward pass. Gradients are added up."""
     generator = torch.Generator().manual_seed(1)
     with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda"):
         if name.startswith("asarm"):
@@ -99,7 +101,7 @@ def resident(field: str) -> int:
     raise KeyError(field)
 
 
-def own_peak(arguments) -> dict:
+def own_peak(arguments: argparse.Namespace) -> dict[str, float]:
     """Peak memory (bytes) of one step above weights and gradients, and with them. For a fresh process."""
     tokens = random_tokens(arguments.batch, arguments.length)
     model = make_model(arguments.memory_of, arguments.gradient_checkpointing)
@@ -114,14 +116,14 @@ def own_peak(arguments) -> dict:
         peak = torch.cuda.max_memory_allocated() - before
     else:
         before = resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
         step(arguments.memory_of, model, tokens, arguments.rates[0])
         peak = resident("VmHWM") - before
     held = sum(2 * p.numel() * p.element_size() for p in model.parameters())
     return {"peak": peak, "all": peak + held}
 
 
-def measure_peak(name: str, rate: float, arguments) -> dict:
+def measure_peak(name: str, rate: float, arguments: argparse.Namespace) -> dict[str, float]:
     """`own_peak` in a process of its own."""
     command = [sys.executable, __file__, "--memory_of", name, "--rates", str(rate), "--batch", str(arguments.batch)]
     command += ["--length", str(arguments.length)]
@@ -134,7 +136,7 @@ def measure_peak(name: str, rate: float, arguments) -> dict:
     return json.loads(out.stdout.splitlines()[-1])
 
 
-def measure_times(arguments) -> dict[tuple[str, float], list[tuple[float, float]]]:
+def measure_times(arguments: argparse.Namespace) -> dict[tuple[str, float], list[tuple[float, float]]]:
     """Seconds, and those of all CPUs together, of the steps of each model and rate, one a round."""
     tokens = random_tokens(arguments.batch, arguments.length)
     models = {name: make_model(name, arguments.gradient_checkpointing) for name in arguments.models}
@@ -163,7 +165,7 @@ def measure_times(arguments) -> dict[tuple[str, float], list[tuple[float, float]
 
 
 def table(rows: list[dict]) -> None:
-    """A Markdown table; speed and memory also as ratios to the two references at the same rate."""
+    """Print a Markdown table, with speed and memory also as ratios to the two references at the same rate."""
     print(
         "\n| rate | model | s/step | tokens/s | x XLNet's speed | x GPT-2's time | CPU s | x XLNet's "
         "| peak MB | of XLNet's | with weights and gradients MB | of XLNet's |"

@@ -1,12 +1,14 @@
-"""Draw docs/idea.png, the picture in the README, from the package's own orders and contexts: python docs/idea.py"""
+"""Draw docs/idea.png, the picture in the README, from the package's own orders and contexts: `python docs/idea.py`."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from asarm.models.rank_order import rank_order
@@ -16,20 +18,20 @@ GAPS = "01010110"  # 1: to be filled
 PROMPT, TARGET, UNSEEN = "#4c78a8", "#f58518", "#eeeeee"
 
 
-def box(axes, x, y, text, colour, **style):
+def box(axes: Axes, x: float, y: float, text: str, colour: str, **style: Any) -> None:
     axes.add_patch(Rectangle((x, y), 0.92, 0.8, facecolor=colour, edgecolor="white"))
     axes.text(x + 0.46, y + 0.4, text, ha="center", va="center", fontsize=9, **style)
 
 
-def draw_orders(axes, order, prompt):
-    """The text in position order above, the same tokens gathered into rank order below."""
+def draw_orders(axes: Axes, order: list[int], prompt: int) -> None:
+    """The sequence in position order above, the same tokens gathered into rank order below."""
     count = len(WORDS)
     for position, word in enumerate(WORDS):
         gap = GAPS[position] == "1"
         box(axes, position, 2.2, "___" if gap else word, TARGET if gap else PROMPT, color="white")
         axes.text(position + 0.46, 3.12, str(position), ha="center", fontsize=8, color="grey")
     for rank in range(count):
-        position = int(order[rank])
+        position = order[rank]
         colour = PROMPT if rank < prompt else TARGET
         axes.plot([position + 0.46, rank + 0.46], [2.15, 1.05], color=colour, linewidth=1.2, alpha=0.7)
         box(axes, rank, 0.2, WORDS[position] if rank < prompt else f"pos {position}", colour, color="white")
@@ -41,7 +43,7 @@ def draw_orders(axes, order, prompt):
     axes.axis("off")
 
 
-def draw_mask(axes, title, rows, columns, prompt):
+def draw_mask(axes: Axes, title: str, rows: list[tuple[str, int]], columns: int, prompt: int) -> None:
     """rows: (label, context) pairs; a row sees its first `context` ranks."""
     for index, (_, context) in enumerate(rows):
         for rank in range(columns):
@@ -73,14 +75,14 @@ def main() -> None:
     )
     draw_mask(
         figure.add_subplot(grid[1, 1]),
-        "Draft: all places of the window\ngiven what is decoded",
+        "Draft: all positions of the window\ngiven what is decoded",
         [(f"query {rank}", prompt) for rank in range(prompt, total)],
         total,
         prompt,
     )
     draw_mask(
         figure.add_subplot(grid[1, 2]),
-        "Verify: the joint, each place given\nthe drafts before it too",
+        "Verify: the joint, each position\ngiven the drafts before it, too",
         [(f"query {rank}", rank) for rank in range(prompt, total)],
         total,
         prompt,

@@ -1,4 +1,4 @@
-"""`python -m asarm COMMAND`: one line for an error of the user's, exit code 2."""
+"""The command line: `python -m asarm COMMAND`. A user error is one line on standard error, and exit code 2."""
 
 import importlib
 import logging
@@ -18,6 +18,7 @@ COMMANDS = {
 
 
 def main() -> int:
+    """Run the command that `sys.argv` names, and return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = sys.argv[1:]
     if not arguments or arguments[0] not in COMMANDS:

@@ -10,7 +10,7 @@ from rich.console import Console
 from asarm import __main__
 from asarm.cli import render_trace as trace
 from asarm.cli.infill import main, print_text
-from asarm.models import load as bundled
+from asarm.models import load as models
 from asarm.models.load import load
 from asarm.sampling import TraceStep
 from asarm.tokenization.gaps import Span
@@ -45,7 +45,7 @@ def test_text_and_cost(infill):
     assert "judged drafts accepted" in printed.err
 
 
-def test_a_seed_is_a_text(infill):
+def test_the_seed_decides_the_text(infill):
     assert infill(TEXT, "--seed", "3").out == infill(TEXT, "--seed", "3").out
     texts = {infill(TEXT, "--seed", str(seed)).out for seed in range(4)}
     assert len(texts) == 4
@@ -100,13 +100,13 @@ def test_trace_has_a_line_for_each_step_and_ends_in_the_text(infill, options):
     assert [int(line[:4]) for line in lines[: len(steps)]] == list(range(1, len(steps) + 1))
     assert text == infill(TEXT, *options).out
     assert all("{+" in line for line in lines[: len(steps)])
-    open_places = [line.count(" _") for line in lines[: len(steps)]]
-    assert open_places == sorted(open_places, reverse=True)
-    assert open_places[-1] == 0
+    still_open = [line.count(" _") for line in lines[: len(steps)]]
+    assert still_open == sorted(still_open, reverse=True)
+    assert still_open[-1] == 0
 
 
 def test_frames_show_verdicts(codec):
-    """Two drafts accepted, the third replaced, a fourth not judged; then the last place is drawn without a draft."""
+    """Two drafts accepted, the third replaced, a fourth not judged; then the last position is drawn without a draft."""
     before, a, b, c, d, after, wrong, unjudged = codec.tokenizer.convert_tokens_to_ids(list("<abcd>xy"))
     steps = [TraceStep([1, 2, 3, 4], [a, b, wrong, unjudged], 2, [(3, c)]), TraceStep([], [], 0, [(4, d)])]
     target = [False, True, True, True, True, False]
@@ -127,7 +127,7 @@ def test_plain_trace_is_one_line():
     assert trace.plain([Span("a\n", "prompt"), Span("\x1b\u2028", "added")]) == r"a\n{+\x1b\u2028+}"
 
 
-def test_trim_keeps_what_is_near_the_news():
+def test_trim_keeps_what_is_near_the_new_text():
     spans = [Span("0123456789", "prompt"), Span("new", "added"), Span("ab", "filled"), Span("cdefgh", "prompt")]
     assert trace.trim(spans, 3) == [("...", "prompt"), ("789", "prompt"), ("new", "added"), ("ab", "filled"),
                                     ("c", "prompt"), ("...", "prompt")]  # fmt: skip
@@ -197,12 +197,12 @@ def test_standard_input_that_is_no_utf8(infill, monkeypatch):
 
 
 def test_a_bundled_name_is_its_folder_and_other_names_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
+    monkeypatch.setattr(models, "BUNDLED_FOLDER", tmp_path)
     for name in ("tiny-text", "tiny-code"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
-    assert bundled.resolve_model("tiny-text") == str(tmp_path / "tiny-text")
+    assert models.resolve_model("tiny-text") == str(tmp_path / "tiny-text")
     for name in ("owner/tiny-text", "./tiny-other", "gpt2", str(tmp_path)):
-        assert bundled.resolve_model(name) == name
+        assert models.resolve_model(name) == name
     with pytest.raises(InputError, match="no bundled model 'tiny-txet': there is tiny-code, tiny-text"):
-        bundled.resolve_model("tiny-txet")
+        models.resolve_model("tiny-txet")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from asarm.cli.sources import main
-from asarm.data.python_corpus import Evaluation, installed_files, is_hand_written, signatures
+from asarm.data.python_corpus import ExcludedCode, installed_files, is_hand_written, signatures
 from asarm.utils.errors import InputError
 
 ORDINARY = '''"""Sums of things."""
@@ -105,7 +105,7 @@ def test_bad_input(tmp_path):
         installed_files([tmp_path / "nowhere"])
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(InputError, match="cannot read the evaluation set"):
-        Evaluation.read([tmp_path / "bad.jsonl"])
+        ExcludedCode.read([tmp_path / "bad.jsonl"])
     with pytest.raises(InputError, match="nothing is left"):
         main([str(tmp_path / "out.jsonl"), "--folders", str(tmp_path), "--exclude", "none"])
     assert not (tmp_path / "out.jsonl").exists()
@@ -116,9 +116,9 @@ def test_functions(library, tmp_path):
     size = "def size(self):\n    if self:\n        return 1\n    return 0\n"
     method = "".join("    " + line for line in size.splitlines(keepends=True))
     outer = "def outer():\n    def inner():\n        a = 1\n        b = 2\n        return a\n    return inner\n"
-    told = f'def told(x):\n    """{"What it does. " * 20}\n\n    At length.\n    """\n    return x\n'
+    padded = f'def padded(x):\n    """{"What it does. " * 20}\n\n    At length.\n    """\n    return x\n'
     title, of_a_class = "# A class and functions.\n" * 20, "class Twice:\n    @property\n" + method
-    parts = [title, of_a_class, "@cache\n" + size, outer, told]
+    parts = [title, of_a_class, "@cache\n" + size, outer, padded]
     (library / "more.py").write_text("\n\n".join(parts))
     (library / "copy.py").write_text("\n\n".join(["# Another module, with one of them.\n" * 20, outer]))
     found = [row["text"] for row in run(library, tmp_path, "--exclude", "none", "--functions")]

@@ -1,4 +1,4 @@
-"""The bundled models on real text: equal texts under the gumbel coupling, fewer evaluations, useful likelihoods."""
+"""The bundled models on real text: equal samples under the gumbel coupling, fewer evaluations, useful likelihoods."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from asarm import SamplerConfig, load, log_prob, sample
 from asarm.data.packed import pack
 from asarm.data.readers import read_text
 from asarm.evals.code.data import read_problems
-from asarm.evals.code.examples import cut
-from asarm.evals.infilling.infill import GAP, PREFIX, SUFFIX, lay_out
+from asarm.evals.code.examples import make_example
 from asarm.models.rank_order import rank_order
 from asarm.objective.masking import random_targets
+from asarm.tokenization.batch import InfillBatch, Role
 from support.paths import EVAL_DATASETS, SHARED
 
 WIKITEXT = SHARED / "wikitext-2" / "test.txt"
@@ -34,56 +34,56 @@ def passages():
 @pytest.fixture(scope="module")
 def masked(passages):
     target = random_targets(*passages.shape, 0.95, torch.Generator().manual_seed(0))
-    return passages, ~target, target
+    return InfillBatch(passages, ~target, target)
 
 
 @pytest.fixture(scope="module")
 def sequential(model, masked):
-    return sample(model, *masked, SamplerConfig(sampler="sequential"), range(len(masked[0])))
+    return sample(model, *masked, SamplerConfig(sampler="sequential"), range(len(masked.tokens)))
 
 
 def first_difference(order: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> int:
-    """The position that is decoded first among those where two texts [N] differ."""
+    """The position that is decoded first among those where two sequences [N] differ."""
     return int(next(position for position in order if left[position] != right[position]))
 
 
 @torch.inference_mode()
-def tie_margin(model, masked, row: int, text: torch.Tensor, position: int, seed: int) -> float:
+def tie_margin(model, masked, row: int, tokens: torch.Tensor, position: int, seed: int) -> float:
     """By how much the best noisy token at a position beat the second, given all that was decoded before it."""
     from asarm.sampling.counter_rng import TOKEN, CounterRNG
 
-    _, given, target = (x[row : row + 1] for x in masked)
+    _, given, target = masked.select([row])
     order = rank_order(given, target)
     rank = int((order.order[0] == position).nonzero())
-    ranked = text[None].gather(1, order.order)
+    ranked = tokens[None].gather(1, order.order)
     query = torch.tensor([[rank]])
     logits = model(ranked, order.order, order.content_context(), order.order[:, rank : rank + 1], query)
-    noise = CounterRNG(torch.tensor([seed])).gumbel(torch.tensor([[position]]), logits.shape[-1], TOKEN)
-    best = (torch.log_softmax(logits, -1) + noise)[0, 0].topk(2).values
+    gumbel = CounterRNG(torch.tensor([seed])).gumbel(torch.tensor([[position]]), logits.shape[-1], TOKEN)
+    best = (torch.log_softmax(logits, -1) + gumbel)[0, 0].topk(2).values
     return float(best[0] - best[1])
 
 
 @pytest.mark.parametrize("draft", ["self", "ngram"])
-@pytest.mark.parametrize("k", range(1, 16))
-def test_gumbel_gives_the_sequential_text(model, masked, sequential, draft, k):
-    """Token for token, in batches of 1 to 50 rows; a text may part only where the two best tokens are tied."""
+@pytest.mark.parametrize("k", [pytest.param(k, marks=pytest.mark.slow if k > 3 else ()) for k in range(1, 16)])
+def test_gumbel_gives_the_sequential_samples(model, masked, sequential, draft, k):
+    """Token for token, in batches of 1 to 50 rows; a sequence may part only where the two best tokens are tied."""
     batch = [50, 1, 7, 13, 25][k % 5]
     rows = range(PASSAGES) if batch > 1 else range(0, PASSAGES, 10)
     config = SamplerConfig(draft=draft, coupling="gumbel", k=k)
     ties = 0
     for start in range(0, len(rows), batch):
         here = list(rows)[start : start + batch]
-        result = sample(model, *(x[here] for x in masked), config, here)
+        result = sample(model, *masked.select(here), config, here)
         assert (result.nfe <= result.targets).all()
-        for row, text in zip(here, result.tokens, strict=True):
+        for row, tokens in zip(here, result.tokens, strict=True):
             base = sequential.tokens[row]
-            if torch.equal(text, base):
+            if torch.equal(tokens, base):
                 continue
-            order = rank_order(masked[1][row : row + 1], masked[2][row : row + 1]).order[0].tolist()
-            place = first_difference(order, base, text)
-            assert tie_margin(model, masked, row, base, place, row) < 1e-4, (row, place)
+            order = rank_order(*masked.select([row])[1:]).order[0].tolist()
+            position = first_difference(order, base, tokens)
+            assert tie_margin(model, masked, row, base, position, row) < 1e-4, (row, position)
             ties += 1
-    print(f"{draft} k={k}: {ties} of {len(rows)} texts part at a tie")
+    print(f"{draft} k={k}: {ties} of {len(rows)} sequences part at a tie")
     assert ties <= 2
 
 
@@ -106,13 +106,15 @@ def test_the_model_takes_512_positions(model):
     assert 5e6 <= sum(p.numel() for p in model.parameters()) <= 12e6
 
 
-def test_the_model_of_code_uses_what_stands_behind_a_gap():
+def test_the_code_model_uses_what_follows_a_gap():
     model, codec = load("tiny-code")
     problems = read_problems(EVAL_DATASETS / "code_single_line.jsonl")
-    gaps = [cut(problem, "single-line", codec) for problem in problems]
-    tokens, part = lay_out(gaps, [gap.reference_tokens for gap in gaps], model.device)
-    count = int((part == GAP).sum())
-    with_suffix = -float(log_prob(model, tokens, (part == PREFIX) | (part == SUFFIX), part == GAP).sum()) / count
-    without = -float(log_prob(model, tokens, part == PREFIX, part == GAP).sum()) / count
+    examples = [make_example(problem, "single-line", codec) for problem in problems]
+    rows = [(example.prefix_tokens, example.reference_tokens, example.suffix_tokens) for example in examples]
+    count = sum(len(example.reference_tokens) for example in examples)
+    with_suffix, without = (
+        -float(log_prob(model, *InfillBatch.from_parts(rows, [Role.GIVEN, Role.TARGET, suffix])).sum()) / count
+        for suffix in (Role.GIVEN, None)
+    )
     assert with_suffix < 3
     assert with_suffix < without - 0.2

@@ -1,4 +1,4 @@
-"""Decoding steps of static shape: the same texts as from the plain model, few shapes, and a fallback with a reason."""
+"""Decoding steps of static shape: the same tokens as from the plain model, few shapes, and a fallback with a reason."""
 
 import logging
 import shutil
@@ -10,6 +10,7 @@ from asarm.models import compiled
 from asarm.models.compiled import CompiledModel, compiled_for_decoding
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.batch import InfillBatch
 from asarm.utils.errors import InputError
 from support.models import tiny_gpt2, tiny_xlnet
 
@@ -23,16 +24,16 @@ SETTINGS = {
 BACKBONES = pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet])
 
 
-def texts(batch: int, length: int):
-    """Random texts with different numbers of given tokens, so that rows end one by one: tokens, given, target."""
+def random_batch(batch: int, length: int) -> InfillBatch:
+    """Random sequences with different numbers of given tokens, so that rows end one by one."""
     generator = torch.Generator().manual_seed(batch)
     tokens = torch.randint(0, 19, (batch, length), generator=generator)
     given = torch.rand(batch, length, generator=generator) < torch.linspace(0.1, 0.9, batch)[:, None]
-    return tokens, given, ~given
+    return InfillBatch(tokens, given, ~given)
 
 
 def assert_same(model, stand_in, batch: int, length: int, config: SamplerConfig) -> None:
-    inputs = texts(batch, length)
+    inputs = random_batch(batch, length)
     expected = sample(model, *inputs, config, range(batch))
     found = sample(stand_in, *inputs, config, range(batch))
     assert torch.equal(found.tokens, expected.tokens)
@@ -56,7 +57,7 @@ def uncompiled(monkeypatch):
 
 
 @BACKBONES
-def test_static_steps_write_the_same_texts_with_few_shapes(backbone, uncompiled):
+def test_static_steps_give_the_same_tokens_with_few_shapes(backbone, uncompiled):
     model = backbone(20)
     stand_in = CompiledModel(model)
     for config in SETTINGS.values():
@@ -74,13 +75,13 @@ def test_the_cache_keeps_its_address(backbone, uncompiled):
     stand_in = CompiledModel(backbone(20))
     addresses = []
     for _ in range(2):
-        sample(stand_in, *texts(6, 20), SETTINGS["assd self"], range(6))
+        sample(stand_in, *random_batch(6, 20), SETTINGS["assd self"], range(6))
         tensors = [t for cache in stand_in.caches.values() for t in (*cache.row_tensors(), cache.lengths)]
         addresses.append([tensor.data_ptr() for tensor in tensors])
     assert addresses[0] == addresses[1]
 
 
-def test_what_an_earlier_text_left_in_the_cache_is_not_seen(uncompiled):
+def test_what_an_earlier_batch_left_in_the_cache_is_not_seen(uncompiled):
     model = tiny_gpt2(20)
     stand_in = CompiledModel(model)
     assert_same(model, stand_in, 6, 20, SETTINGS["assd self"])
@@ -94,7 +95,7 @@ def test_what_an_earlier_text_left_in_the_cache_is_not_seen(uncompiled):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
 @BACKBONES
-def test_compiled_steps_write_the_same_texts(backbone):
+def test_compiled_steps_give_the_same_tokens(backbone):
     model = backbone(20)
     stand_in = CompiledModel(model)
     for name in ("sequential", "assd self", "assd ngram"):

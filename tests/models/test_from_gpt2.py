@@ -202,18 +202,18 @@ def enumerable(tmp_path):
 
 
 @pytest.mark.parametrize("targets", [[0, 1, 2], [2, 3, 4], [0, 2, 4], [1, 3], [0, 1, 2, 3]])
-def test_every_order_has_a_normalised_law(enumerable, targets):
-    """Summed over all texts without the mask token, the probabilities of the targets given the others are 1."""
+def test_every_order_has_a_normalised_distribution(enumerable, targets):
+    """Summed over all sequences without the mask token, the probabilities of the targets given the others are 1."""
     given = torch.ones(5, dtype=torch.bool)
     given[targets] = False
-    texts = torch.tensor([[3, 1, 4, 1, 5]]).repeat(7 ** len(targets), 1)
-    texts[:, targets] = torch.tensor(list(product(range(7), repeat=len(targets))))
-    law = log_prob(enumerable, texts, given.expand_as(texts)).sum(1).double().exp()
-    assert abs(float(law.sum()) - 1) < 1e-5
-    assert law.max() > 2 * law.mean()
+    sequences = torch.tensor([[3, 1, 4, 1, 5]]).repeat(7 ** len(targets), 1)
+    sequences[:, targets] = torch.tensor(list(product(range(7), repeat=len(targets))))
+    probs = log_prob(enumerable, sequences, given.expand_as(sequences)).sum(1).double().exp()
+    assert abs(float(probs.sum()) - 1) < 1e-5
+    assert probs.max() > 2 * probs.mean()
 
 
-def test_speculative_decoding_gives_the_sequential_text(enumerable):
+def test_speculative_decoding_gives_the_sequential_tokens(enumerable):
     tokens = torch.randint(0, 7, (6, 20), generator=torch.Generator().manual_seed(2))
     target = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(3)) < 0.8
     tokens[target] = 7
@@ -344,7 +344,7 @@ def test_other_architectures_are_refused(tmp_path):
 
 
 def test_a_repository_of_the_hub(folder, tmp_path):
-    """In a process of its own, for `huggingface_hub` reads its environment when it is imported."""
+    """In a process of its own, because `huggingface_hub` reads its environment when it is imported."""
     script = (
         "from asarm.models.from_gpt2 import start_from; model, codec = start_from('user/gpt2', 'second'); "
         "print(float(model.wte.weight[:300].double().sum()), codec.mask_token_id)"

@@ -1,4 +1,4 @@
-"""The contract of a backbone: what each row may see, and that the cache changes nothing."""
+"""The `gpt2` backbone: what each row may see, that the cache changes nothing, saving and loading."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import AsArm, load
 from asarm.models.rank_order import rank_order
 from asarm.utils.errors import InputError
-from support.models import random_texts, tiny_gpt2
+from support.models import random_batch, tiny_gpt2
 
 
 def full_logits(model, ranked, order):
@@ -20,7 +20,7 @@ def full_logits(model, ranked, order):
 @torch.inference_mode()
 def test_a_query_sees_its_context_and_nothing_else():
     model = tiny_gpt2(20)
-    tokens, given, target = random_texts(4, 10, 20, seed=0)
+    tokens, given, target = random_batch(4, 10, 20, seed=0)
     order = rank_order(given, target)
     ranked = tokens.gather(1, order.order)
     before = full_logits(model, ranked, order)[..., :-1]
@@ -41,7 +41,7 @@ def test_cached_logits_through_random_histories():
     worst = 0.0
     for history in range(200):
         generator = torch.Generator().manual_seed(history)
-        tokens, given, target = random_texts(3, 14, 20, seed=history)
+        tokens, given, target = random_batch(3, 14, 20, seed=history)
         order = rank_order(given, target)
         ranked, contexts = tokens.gather(1, order.order), order.content_context()
         cache, committed = model.new_cache(3, 14, 14), order.prompt_length.clone()
@@ -58,7 +58,7 @@ def test_cached_logits_through_random_histories():
             fresh = model(ranked, order.order, contexts, order.order.gather(1, ranks), ranks)
             judged = (ranks >= order.prompt_length[:, None])[..., None].expand_as(fresh[..., :-1])
             worst = max(worst, float((cached - fresh)[..., :-1][judged].abs().max()))
-            # Some of the drafts are kept; the others are forgotten and drawn anew.
+            # Some of the drafts are kept; the others are dropped and drawn again.
             kept = (torch.rand(3, generator=generator) * (upto - committed + 1)).long()
             cache.set_lengths(committed + kept)
             redrawn = torch.arange(14) >= (committed + kept)[:, None]
@@ -70,7 +70,7 @@ def test_cached_logits_through_random_histories():
 @torch.inference_mode()
 def test_rows_of_a_batch_do_not_see_each_other():
     model = tiny_gpt2(20)
-    tokens, given, target = random_texts(5, 12, 20, seed=3)
+    tokens, given, target = random_batch(5, 12, 20, seed=3)
     order = rank_order(given, target)
     together = full_logits(model, tokens.gather(1, order.order), order)
     for row in range(5):
@@ -83,14 +83,14 @@ def test_rows_of_a_batch_do_not_see_each_other():
 
 
 @torch.inference_mode()
-def test_nothing_to_see_is_a_law_too():
+def test_a_query_with_nothing_to_see_has_a_distribution():
     """No content at all, and a query with context 0 beside others: finite, and the same."""
     model = tiny_gpt2(20)
-    none, place, zero = torch.zeros(1, 0, dtype=torch.long), torch.tensor([[4]]), torch.tensor([[0]])
-    alone = model(none, none, none, place, zero)
+    none, position, zero = torch.zeros(1, 0, dtype=torch.long), torch.tensor([[4]]), torch.tensor([[0]])
+    alone = model(none, none, none, position, zero)
     tokens, positions = torch.tensor([[1, 2]]), torch.tensor([[0, 2]])
-    beside = model(tokens, positions, torch.tensor([[2, 2]]), place, zero)
-    cached = model(none, none, none, place, zero, model.new_cache(1, 3, 64))
+    beside = model(tokens, positions, torch.tensor([[2, 2]]), position, zero)
+    cached = model(none, none, none, position, zero, model.new_cache(1, 3, 64))
     assert alone[..., :-1].isfinite().all()
     assert alone[0, 0, -1] == -torch.inf
     torch.testing.assert_close(alone, beside)
@@ -100,7 +100,7 @@ def test_nothing_to_see_is_a_law_too():
 @torch.inference_mode()
 def test_only_relative_positions_count():
     model = tiny_gpt2(20)
-    tokens, given, target = random_texts(3, 10, 20, seed=4)
+    tokens, given, target = random_batch(3, 10, 20, seed=4)
     order = rank_order(given, target)
     ranked = tokens.gather(1, order.order)
     here = full_logits(model, ranked, order)

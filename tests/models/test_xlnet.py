@@ -23,7 +23,7 @@ from asarm.sampling.counter_rng import (
     inverse_cdf,
 )
 from asarm.utils.errors import InputError
-from support.reference import Chance, reference_assd, reference_logits, reference_sequential
+from support.reference import RandomDraws, reference_assd, reference_logits, reference_sequential
 
 TINY = {"vocab_size": 40, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
 SHAPES = {
@@ -31,7 +31,7 @@ SHAPES = {
     # heads of 7, nothing divisible by 4, another activation, offsets cut at 5
     "odd": {"vocab_size": 101, "d_model": 42, "n_layer": 3, "n_head": 6, "d_inner": 77}
     | {"ff_activation": "gelu_new", "clamp_len": 5, "layer_norm_eps": 1e-5},
-    # the vocabulary cut from 32000: the rest of the logits is more of the same
+    # the vocabulary is cut from 32000, as more logits test nothing more
     "base": {"vocab_size": 2000, "d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072},
 }
 MASK = 6
@@ -41,8 +41,10 @@ ANY_SHAPE = pytest.mark.parametrize(
 
 
 def random_reference(seed: int = 0, **settings) -> XLNetLMHeadModel:
-    """An `XLNetLMHeadModel` of which every tensor is random, on the scale of a trained one: attention and logits that
-    are neither flat nor one-sided, layer norms and biases off 1 and 0."""
+    """An `XLNetLMHeadModel` with random tensors on the scale of a trained one.
+
+    Attention and logits are neither flat nor one-sided, layer norms and biases differ from 1 and 0.
+    """
     model = XLNetLMHeadModel(XLNetConfig(**settings)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -129,7 +131,7 @@ def test_logits_of_100_orders_are_those_of_transformers(shape):
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_logits_of_a_long_text_are_those_of_transformers():
+def test_logits_of_a_long_sequence_are_those_of_transformers():
     reference = random_reference(**SHAPES["base"])
     model = in_rank_order(reference)
     generator = torch.Generator().manual_seed(2)
@@ -161,23 +163,25 @@ class History:
         start = self.cache.lengths
         index = (start[:, None] + torch.arange(int((upto - start).max()))).clamp(max=length - 1)
         content = torch.maximum(index + 1, self.prompt_length[:, None]).minimum(upto[:, None])
-        places = self.order.gather(1, ranks % length)  # behind the end any place will do
+        positions = self.order.gather(1, ranks % length)  # past the end any position will do
         ours = self.model(
             self.ranked.gather(1, index),
             self.order.gather(1, index),
             content,
-            places,
+            positions,
             contexts.minimum(upto[:, None]),
             self.cache,
         )
         self.cache.set_lengths(upto)
         rank = self.order.argsort(1)
-        theirs = reference_logits(self.reference, self.ranked.gather(1, rank), rank, self.prompt_length, known, places)
+        theirs = reference_logits(
+            self.reference, self.ranked.gather(1, rank), rank, self.prompt_length, known, positions
+        )
         real = ranks < length
         assert gap(ours[real], theirs[real]) < 1e-4
 
     def iterate(self, k: int) -> None:
-        """Draft k, verify them, keep some, put another token behind those; finished rows leave the batch."""
+        """Draft k, verify them, keep some, put another token after those; finished rows leave the batch."""
         length = self.order.shape[1]
         ranks = self.decoded[:, None] + torch.arange(k)
         self.evaluate(self.decoded, self.decoded, ranks, self.decoded[:, None].expand_as(ranks))
@@ -185,10 +189,10 @@ class History:
         upto = (self.decoded + k).clamp(max=length)
         self.evaluate(upto, torch.full_like(upto, length), ranks, ranks)
         kept = self.random(0, k + 1, upto.shape)
-        place = (self.decoded + kept).clamp(max=length - 1)
-        self.ranked.scatter_(1, place[:, None], self.random(0, self.model.config.vocab_size, (len(place), 1)))
-        self.cache.set_lengths(torch.minimum(place, upto))
-        self.decoded = place + 1
+        last = (self.decoded + kept).clamp(max=length - 1)
+        self.ranked.scatter_(1, last[:, None], self.random(0, self.model.config.vocab_size, (len(last), 1)))
+        self.cache.set_lengths(torch.minimum(last, upto))
+        self.decoded = last + 1
         rows = (self.decoded < length).nonzero()[:, 0]
         for name in ("order", "prompt_length", "ranked", "decoded"):
             setattr(self, name, getattr(self, name)[rows])
@@ -207,8 +211,8 @@ def test_50_histories_through_the_cache_agree_with_recomputing(tiny):
 
 
 @torch.inference_mode()
-def test_places_past_the_cache_capacity(tiny):
-    """Texts of which places are left out: four ranks, but positions up to 90, met one by one."""
+def test_positions_past_the_cache_capacity(tiny):
+    """A sequence most of which is left out: four ranks, but positions up to 90, met one by one."""
     _, model = tiny
     tokens, order = torch.tensor([[8, 9, 10, 11]]), torch.tensor([[2, 5, 30, 90]])
     expected = joint(model, tokens, order, torch.tensor([1]))
@@ -221,25 +225,25 @@ def test_places_past_the_cache_capacity(tiny):
         assert gap(logits, expected[:, later]) < 1e-4
 
 
-class TiedChance(Chance):
-    """Draws that are the samplers' own for a seed, so that both sides must choose the same tokens."""
+class TiedDraws(RandomDraws):
+    """The draws of the samplers themselves for a seed, so that both sides must choose the same tokens."""
 
     def __init__(self, seed: int, tokens_by: type):
-        """tokens_by: GumbelSampler or InverseCDFSampler, how tokens are drawn that replace no draft."""
-        self.noise, self.tokens_by = CounterRNG(torch.tensor([seed])), tokens_by
+        """tokens_by: GumbelSampler or InverseCDFSampler, how tokens are drawn that do not replace a draft."""
+        self.rng, self.tokens_by = CounterRNG(torch.tensor([seed])), tokens_by
 
-    def token(self, law, place):
-        choice = self.tokens_by(self.noise, torch.tensor([[place]]), len(law), TOKEN)
-        return int(choice.tokens(law.log()[None, None]))
+    def token(self, probs, position):
+        choice = self.tokens_by(self.rng, torch.tensor([[position]]), len(probs), TOKEN)
+        return int(choice.draw(probs.log()[None, None]))
 
-    def verdict(self, place):
-        return float(self.noise.uniform(torch.tensor([[place]]), VERDICT))
+    def verdict(self, position):
+        return float(self.rng.uniform(torch.tensor([[position]]), VERDICT))
 
-    def replacement(self, law, place):
-        return int(inverse_cdf(law, self.noise.uniform(torch.tensor([place])[None], REPLACEMENT)[0, 0]))
+    def replacement(self, probs, position):
+        return int(inverse_cdf(probs, self.rng.uniform(torch.tensor([position])[None], REPLACEMENT)[0, 0]))
 
 
-def test_samplers_write_the_reference_samplers_texts(tiny):
+def test_samplers_give_the_tokens_of_the_reference_samplers(tiny):
     """With the same random numbers: the same tokens for the same number of function evaluations."""
     reference, model = tiny
     generator = torch.Generator().manual_seed(3)
@@ -252,10 +256,10 @@ def test_samplers_write_the_reference_samplers_texts(tiny):
     accepted = 0
     for row in seeds:
         arguments = (reference, tokens[row], given[row], MASK)
-        plain = reference_sequential(*arguments, TiedChance(row, GumbelSampler), temperature=0.9)
+        plain = reference_sequential(*arguments, TiedDraws(row, GumbelSampler), temperature=0.9)
         assert torch.equal(plain.tokens, sequential.tokens[row])
         assert plain.nfe == sequential.nfe[row] == (~given[row]).sum()
-        speculative = reference_assd(*arguments, TiedChance(row, InverseCDFSampler), k=4, temperature=0.9)
+        speculative = reference_assd(*arguments, TiedDraws(row, InverseCDFSampler), k=4, temperature=0.9)
         assert torch.equal(speculative.tokens, assd.tokens[row])
         assert speculative.nfe == assd.nfe[row]
         accepted += speculative.accepted
@@ -321,7 +325,7 @@ def test_dropout_is_on_in_training_only(tiny):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny, tiny_folder):
-    """A checkpoint written by `transformers`, cut in shards, with a tokenizer beside it. Read only."""
+    """A checkpoint written by `transformers`, sharded, with a tokenizer beside it. Read only."""
     path = tmp_path_factory.mktemp("xlnet")
     random_reference(**TINY | {"vocab_size": 300}).save_pretrained(path, max_shard_size="30KB")
     load_tokenizer(tiny_folder).save_pretrained(path)
@@ -330,7 +334,7 @@ def folder(tmp_path_factory, tiny, tiny_folder):
 
 @pytest.fixture
 def copy(folder, tmp_path):
-    """The same checkpoint in one file, to be spoilt."""
+    """The same checkpoint in one file, to be damaged."""
     path = tmp_path / "copy"
     XLNetLMHeadModel.from_pretrained(folder).save_pretrained(path)
     load_tokenizer(folder).save_pretrained(path)

@@ -1,5 +1,5 @@
-"""The training objective as it is computed (slices of the vocabulary, recomputation, shared masks) against the plain
-computation: losses and gradients."""
+"""The training objective as it is computed (slices of the vocabulary, recomputation, shared masks) against a plain
+implementation: losses and gradients."""
 
 from types import SimpleNamespace
 
@@ -40,17 +40,17 @@ def assert_same_gradients(ours: dict, theirs: dict, tolerance: float = 1e-5) -> 
         assert relative_gap(ours[name], theirs[name]) < tolerance, name
 
 
-def plain_nll(model, tokens, rank, context, query_places, query_context) -> torch.Tensor:
+def plain_nll(model, tokens, rank, context, query_positions, query_context) -> torch.Tensor:
     """NLL [B, Q] by a `gpt2` backbone's weights in position order, with N x N masks and every step written out.
 
-    rank, context: [B, N], of each place, and how many ranks its content stream sees. The queries' likewise: [B, Q].
+    rank, context: [B, N], of each position, and how many ranks its content stream sees. The queries' likewise: [B, Q].
     """
     width, heads = model.config.n_embd, model.config.n_head
 
-    def turned(x, places):  # [B, R, H, D], the halves of D turned by place * base^(-2i / D)
+    def turned(x, positions):  # [B, R, H, D], the halves of D turned by position * base^(-2i / D)
         half = x.shape[-1] // 2
         exponents = torch.arange(half) * 2 / x.shape[-1]
-        angles = (places[..., None] * model.config.rotary_base**-exponents)[:, :, None]  # [B, R, 1, D / 2]
+        angles = (positions[..., None] * model.config.rotary_base**-exponents)[:, :, None]  # [B, R, 1, D / 2]
         turn = torch.polar(torch.ones_like(angles), angles) * torch.complex(x[..., :half], x[..., half:])
         return torch.cat((turn.real, turn.imag), dim=-1)
 
@@ -58,28 +58,28 @@ def plain_nll(model, tokens, rank, context, query_places, query_context) -> torc
         weight, bias = linear.weight[part * width : (part + 1) * width], linear.bias[part * width : (part + 1) * width]
         return (x @ weight.t() + bias).unflatten(-1, (heads, -1))
 
-    def layer(block, x, content, places, own_places, context):
+    def layer(block, x, content, positions, own_positions, context):
         normed, known = block.ln_1(x), block.ln_1(content)
-        queries = turned(project(normed, block.attn.qkv, 0), own_places)
-        keys = turned(project(known, block.attn.qkv, 1), places)
+        queries = turned(project(normed, block.attn.qkv, 0), own_positions)
+        keys = turned(project(known, block.attn.qkv, 1), positions)
         scores = torch.einsum("brhd,bthd->bhrt", queries, keys) / (width // heads) ** 0.5
         seen = rank[:, None, :] < context[:, :, None]  # [B, R, N]
-        law = scores.masked_fill(~seen[:, None], -1e30).softmax(-1)
-        law = law * seen.any(-1)[:, None, :, None]
-        read = torch.einsum("bhrt,bthd->brhd", law, project(known, block.attn.qkv, 2)).flatten(2)
+        attention = scores.masked_fill(~seen[:, None], -1e30).softmax(-1)
+        attention = attention * seen.any(-1)[:, None, :, None]
+        read = torch.einsum("bhrt,bthd->brhd", attention, project(known, block.attn.qkv, 2)).flatten(2)
         x = x + block.attn.proj(read)
         return x + block.proj(F.gelu(block.fc(block.ln_2(x)), approximate="tanh"))
 
-    places = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
-    content, query = model.wte(tokens), model.query_vector.expand(*query_places.shape, -1)
+    positions = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+    content, query = model.wte(tokens), model.query_vector.expand(*query_positions.shape, -1)
     for block in model.blocks:
         query, content = (
-            layer(block, query, content, places, query_places, query_context),
-            layer(block, content, content, places, places, context),
+            layer(block, query, content, positions, query_positions, query_context),
+            layer(block, content, content, positions, positions, context),
         )
     logits = model.ln_f(query) @ model.wte.weight.t()
     logits = logits.masked_fill(torch.arange(VOCABULARY) == MASK, float("-inf"))
-    return F.cross_entropy(logits.transpose(1, 2), tokens.gather(1, query_places), reduction="none")
+    return F.cross_entropy(logits.transpose(1, 2), tokens.gather(1, query_positions), reduction="none")
 
 
 def plain_training_losses(model, tokens, rate, draft, generator):
@@ -111,8 +111,8 @@ def total(joint, draft):
 
 @pytest.mark.parametrize("elements", [1, 40, 7 * 5, 10**6])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("never", [None, 0, 9, 22])
-def test_cross_entropy_in_slices(elements, with_bias, never):
+@pytest.mark.parametrize("excluded", [None, 0, 9, 22])
+def test_cross_entropy_in_slices(elements, with_bias, excluded):
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, 5, 6), (VOCABULARY, 6), (VOCABULARY,)]
     hidden, weight, bias = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
@@ -120,10 +120,10 @@ def test_cross_entropy_in_slices(elements, with_bias, never):
     upstream = torch.randn(2, 5, generator=generator)
     bias = bias if with_bias else None
     inputs = [x for x in (hidden, weight, bias) if x is not None]
-    ours = cross_entropy(hidden, weight, bias, targets, never, elements)
+    ours = cross_entropy(hidden, weight, bias, targets, excluded, elements)
     logits = F.linear(hidden, weight, bias)
-    if never is not None:
-        logits = logits.masked_fill(torch.arange(VOCABULARY) == never, float("-inf"))
+    if excluded is not None:
+        logits = logits.masked_fill(torch.arange(VOCABULARY) == excluded, float("-inf"))
     theirs = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     assert relative_gap(ours, theirs) < 1e-5
     for mine, plain in zip(
@@ -135,7 +135,7 @@ def test_cross_entropy_in_slices(elements, with_bias, never):
 def test_cross_entropy_is_large_where_logits_are():
     """Logits of 1e4 overflow no exponential, and a token that is never sampled has an infinite loss."""
     hidden, weight = torch.full((3, 1), 100.0, requires_grad=True), torch.tensor([[100.0], [0.0], [-100.0], [99.0]])
-    losses = cross_entropy(hidden, weight, None, torch.tensor([0, 1, 3]), never=3, elements=3)
+    losses = cross_entropy(hidden, weight, None, torch.tensor([0, 1, 3]), excluded=3, elements=3)
     assert losses.tolist() == [0.0, 10000.0, float("inf")]
     assert torch.autograd.grad(losses[:2].sum(), hidden)[0].isfinite().all()
 
@@ -288,7 +288,7 @@ def test_gradient_checkpointing_changes_memory_only(make):
 
 
 def test_recomputed_dropout_draws_the_same_again():
-    """The slope of the loss along its gradient is the gradient's norm only if both passes drop the same places."""
+    """The slope of the loss along its gradient is the gradient's norm only if both passes drop the same elements."""
     model, tokens = tiny_xlnet(VOCABULARY, 0.3, dropout=0.2).train(), random_tokens(3)
 
     def loss():
@@ -315,14 +315,14 @@ def test_the_last_rank_is_never_read_and_equal_rows_share_their_mask(make):
     model, asked = make(VOCABULARY), {}
 
     def hidden(tokens, positions, content_context, query_positions, query_context):
-        asked.update(tokens=tokens, contexts=(content_context, query_context), places=query_positions)
+        asked.update(tokens=tokens, contexts=(content_context, query_context), positions=query_positions)
         return model.hidden(tokens, positions, content_context, query_positions, query_context)
 
     spy = SimpleNamespace(hidden=hidden, output_layer=model.output_layer, config=model.config)
     tokens = random_tokens(3)
     joint = training_loss(spy, tokens, 0.6, DraftLossConfig(), torch.Generator().manual_seed(6)).joint
     assert asked["tokens"].shape == (3, LENGTH - 1)
-    assert asked["places"].shape == (3, 7)
+    assert asked["positions"].shape == (3, 7)
     assert [context.shape for context in asked["contexts"]] == [(1, LENGTH - 1), (1, 7)]
     draft = training_loss(spy, tokens, 0.6, DRAFT, torch.Generator().manual_seed(6))
     assert asked["contexts"][1].shape == (3, 7 + 4)

@@ -1,4 +1,4 @@
-"""Samplers on random models: equal texts under the gumbel coupling, costs, independence of the batch, traces."""
+"""Samplers on random models: equal outcomes under the gumbel coupling, costs, independence of the batch, traces."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from asarm.sampling import sample
 from asarm.sampling.assd import bigram_distribution
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
-from support.models import random_texts, tiny_gpt2, tiny_xlnet
+from support.models import random_batch, tiny_gpt2, tiny_xlnet
 
 ALL = [
     SamplerConfig(sampler="sequential"),
@@ -26,14 +26,14 @@ def model():
 @pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet])
 @pytest.mark.parametrize(("sampler", "draft"), [("assd", "self"), ("assd", "ngram"), ("fused", "self")])
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 8, 15])
-def test_gumbel_gives_the_sequential_text(backbone, sampler, draft, k):
+def test_gumbel_gives_the_sequential_tokens(backbone, sampler, draft, k):
     model = backbone(12, scale=0.9)
     rejected = 0
     for seed in range(4):
-        texts = random_texts(6, 40, 12, seed)
+        inputs = random_batch(6, 40, 12, seed)
         seeds = range(100 * seed, 100 * seed + 6)
-        base = sample(model, *texts, SamplerConfig(sampler="sequential"), seeds)
-        ours = sample(model, *texts, SamplerConfig(sampler, draft, "gumbel", k), seeds)
+        base = sample(model, *inputs, SamplerConfig(sampler="sequential"), seeds)
+        ours = sample(model, *inputs, SamplerConfig(sampler=sampler, draft=draft, coupling="gumbel", k=k), seeds)
         assert torch.equal(base.tokens, ours.tokens)
         rejected += int(ours.proposed.sum() - ours.accepted.sum())
     assert rejected > 0 or (sampler, draft, k) == ("assd", "self", 1)
@@ -41,7 +41,7 @@ def test_gumbel_gives_the_sequential_text(backbone, sampler, draft, k):
 
 @pytest.mark.parametrize("config", ALL, ids=lambda c: f"{c.sampler}-{c.draft}-{c.coupling}")
 def test_a_row_does_not_depend_on_its_batch(model, config):
-    tokens, given, target = random_texts(5, 30, 12, seed=7)
+    tokens, given, target = random_batch(5, 30, 12, seed=7)
     together = sample(model, tokens, given, target, config, [10, 11, 12, 13, 14])
     for row in (0, 3, 4):
         here = slice(row, row + 1)
@@ -52,9 +52,9 @@ def test_a_row_does_not_depend_on_its_batch(model, config):
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda c: f"{c.sampler}-{c.draft}-{c.coupling}")
-def test_costs_and_untouched_places(model, config):
-    """On 1,200 ragged texts: NFE <= targets, prompts and padding as they were, no mask token, counts that add up."""
-    tokens, given, target = random_texts(1200, 16, 12, seed=8)
+def test_costs_and_untouched_positions(model, config):
+    """On 1,200 ragged rows: NFE <= targets, prompts and padding as they were, no mask token, counts that add up."""
+    tokens, given, target = random_batch(1200, 16, 12, seed=8)
     result = sample(model, tokens, given, target, config, range(1200))
     assert (result.nfe <= target.sum(1)).all()
     assert (result.nfe >= 1).all()
@@ -65,37 +65,37 @@ def test_costs_and_untouched_places(model, config):
     if config.sampler == "sequential":
         assert torch.equal(result.nfe, result.targets)
     if config.sampler == "assd" and config.draft == "self":
-        assert torch.equal(result.accepted[:, 0], result.proposed[:, 0])  # the first draft has the joint law
+        assert torch.equal(result.accepted[:, 0], result.proposed[:, 0])  # the first draft is drawn from the joint
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda c: f"{c.sampler}-{c.draft}-{c.coupling}")
-def test_the_trace_replays_to_the_text(model, config):
-    tokens, given, target = random_texts(4, 25, 12, seed=9)
+def test_the_trace_replays_to_the_result(model, config):
+    tokens, given, target = random_batch(4, 25, 12, seed=9)
     result = sample(model, tokens, given, target, config, range(4), trace=True)
     for row, steps in enumerate(result.trace):
-        text = tokens[row].clone().masked_fill(target[row], -1)
+        sequence = tokens[row].clone().masked_fill(target[row], -1)
         for step in steps:
             pairs = list(zip(step.positions, step.drafts, strict=True))
             for position, token in pairs[: step.accepted] + step.added:
-                assert text[position] == -1
-                text[position] = token
-        assert torch.equal(text[target[row]], result.tokens[row, target[row]])
+                assert sequence[position] == -1
+                sequence[position] = token
+        assert torch.equal(sequence[target[row]], result.tokens[row, target[row]])
 
 
 def test_temperature_near_zero_takes_the_likeliest(model):
-    texts = random_texts(3, 20, 12, seed=10)
-    cold = [sample(model, *texts, SamplerConfig(temperature=1e-4), range(s, s + 3)).tokens for s in (0, 50)]
+    inputs = random_batch(3, 20, 12, seed=10)
+    cold = [sample(model, *inputs, SamplerConfig(temperature=1e-4), range(s, s + 3)).tokens for s in (0, 50)]
     assert torch.equal(*cold)
 
 
 def test_tolerance_accepts_more(model):
-    texts = random_texts(64, 30, 12, seed=11)
-    strict, loose = (sample(model, *texts, SamplerConfig(tolerance=t), range(64)) for t in (0.0, 0.5))
+    inputs = random_batch(64, 30, 12, seed=11)
+    strict, loose = (sample(model, *inputs, SamplerConfig(tolerance=t), range(64)) for t in (0.0, 0.5))
     assert loose.nfe.sum() < strict.nfe.sum()
 
 
-def test_input_that_does_not_fit(model):
-    tokens, given, target = random_texts(2, 10, 12, seed=12)
+def test_invalid_input(model):
+    tokens, given, target = random_batch(2, 10, 12, seed=12)
     with pytest.raises(ValueError, match="differ in shape"):
         sample(model, tokens, given[:, :5], target, SamplerConfig(), [0, 1])
     with pytest.raises(ValueError, match="seeds"):
@@ -119,17 +119,17 @@ def test_input_that_does_not_fit(model):
         ({"steps": 0}, "steps"),
     ],
 )
-def test_settings_that_cannot_be(wrong, message):
+def test_invalid_settings(wrong, message):
     with pytest.raises(ValueError, match=message):
         SamplerConfig(**wrong)
 
 
-def test_noise_has_its_laws_and_depends_on_every_key():
+def test_random_numbers_have_their_distributions_and_depend_on_every_key():
     positions = torch.arange(200).expand(50, -1)
-    noise = CounterRNG(torch.arange(50))
-    gumbel = noise.gumbel(positions, 7, TOKEN)
+    rng = CounterRNG(torch.arange(50))
+    gumbel = rng.gumbel(positions, 7, TOKEN)
     assert kstest(gumbel.flatten().numpy(), "gumbel_r").pvalue > 0.01
-    assert kstest(noise.uniform(positions, VERDICT).flatten().numpy(), "uniform").pvalue > 0.01
+    assert kstest(rng.uniform(positions, VERDICT).flatten().numpy(), "uniform").pvalue > 0.01
     for axis in range(3):
         left, right = gumbel.narrow(axis, 0, gumbel.shape[axis] - 1), gumbel.narrow(axis, 1, gumbel.shape[axis] - 1)
         correlation = torch.corrcoef(torch.stack((left.flatten(), right.flatten())))[0, 1]
@@ -138,11 +138,11 @@ def test_noise_has_its_laws_and_depends_on_every_key():
 
 
 def test_ngram_table_by_hand():
-    text = torch.tensor([[1, 2, 1, 3, 1, 2, 0]])
+    sequence = torch.tensor([[1, 2, 1, 3, 1, 2, 0]])
     known = torch.tensor([[True, True, True, True, True, False, True]])
-    law = bigram_distribution(text, known, torch.tensor([1]), torch.tensor([True]), 5)
-    torch.testing.assert_close(law, torch.tensor([[0.0, 0.0, 0.5, 0.5, 0.0]]))
-    backed_off = bigram_distribution(text, known, torch.tensor([4]), torch.tensor([True]), 5)
+    probs = bigram_distribution(sequence, known, torch.tensor([1]), torch.tensor([True]), 5)
+    torch.testing.assert_close(probs, torch.tensor([[0.0, 0.0, 0.5, 0.5, 0.0]]))
+    backed_off = bigram_distribution(sequence, known, torch.tensor([4]), torch.tensor([True]), 5)
     torch.testing.assert_close(backed_off, torch.tensor([[1 / 6, 3 / 6, 1 / 6, 1 / 6, 0.0]]))
-    uniform = bigram_distribution(text, torch.zeros_like(known), torch.tensor([1]), torch.tensor([True]), 5)
+    uniform = bigram_distribution(sequence, torch.zeros_like(known), torch.tensor([1]), torch.tensor([True]), 5)
     torch.testing.assert_close(uniform, torch.full((1, 5), 0.2))

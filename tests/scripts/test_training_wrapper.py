@@ -73,6 +73,7 @@ def test_exit_code_and_line_of_bad_input(wrapper, tmp_path):
     assert result.stderr.startswith("asarm train: unknown preset 'papper': choose from tiny, paper-nlp,")
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_tiny(wrapper, tmp_path):
     result = run(wrapper, "tiny", "--dry_run", "--cache_dir", tmp_path / "cache", env=active(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -2,12 +2,14 @@
 
 import torch
 
+from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
+from asarm.tokenization.batch import InfillBatch
 
 
-def randomise(model, scale: float, seed: int = 0):
-    """Draw all parameters anew from a normal law of the given scale."""
+def randomise(model: AnyOrderModel, scale: float, seed: int = 0) -> AnyOrderModel:
+    """Draw all parameters from a normal distribution of the given scale."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -15,7 +17,7 @@ def randomise(model, scale: float, seed: int = 0):
     return model.eval()
 
 
-def tiny_gpt2(vocab_size: int = 5, scale: float = 0.6, **shape):
+def tiny_gpt2(vocab_size: int = 5, scale: float = 0.6, **shape) -> AnyOrderModel:
     """A two-layer `gpt2` backbone; the last token id is the mask."""
     shape = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2} | shape
     return randomise(
@@ -23,7 +25,7 @@ def tiny_gpt2(vocab_size: int = 5, scale: float = 0.6, **shape):
     )
 
 
-def tiny_xlnet(vocab_size: int = 5, scale: float = 0.6, **shape):
+def tiny_xlnet(vocab_size: int = 5, scale: float = 0.6, **shape) -> AnyOrderModel:
     """A two-layer `xlnet` backbone; the last token id is the mask."""
     shape = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 64} | shape
     return randomise(
@@ -31,8 +33,8 @@ def tiny_xlnet(vocab_size: int = 5, scale: float = 0.6, **shape):
     )
 
 
-def random_texts(batch: int, length: int, vocab_size: int, seed: int, rate: float = 0.6):
-    """tokens [B, N], given and target [B, N] with ragged ends; every row has a target, some have no prompt."""
+def random_batch(batch: int, length: int, vocab_size: int, seed: int, rate: float = 0.6) -> InfillBatch:
+    """Random sequences with ragged ends; every row has a target, some have no prompt."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, vocab_size - 1, (batch, length), generator=generator)
     target = torch.rand(batch, length, generator=generator) < rate
@@ -41,4 +43,4 @@ def random_texts(batch: int, length: int, vocab_size: int, seed: int, rate: floa
     given = ~target & ~absent
     if batch > 1:
         target[-1], given[-1] = True, False
-    return tokens, given, target & ~absent
+    return InfillBatch(tokens, given, target & ~absent)

@@ -1,4 +1,4 @@
-"""Training runs of seconds, ways to interrupt them, and what is compared afterwards."""
+"""Training runs of seconds, ways to interrupt them, and comparisons of their results."""
 
 import pytest
 import torch
@@ -8,13 +8,13 @@ from asarm.data.config import DataConfig
 from asarm.objective.loss import DraftLossConfig
 from asarm.objective.masking import MaskingConfig
 from asarm.training import checkpoint
-from asarm.training.config import ModelConfig, TrainingConfig
+from asarm.training.config import ModelConfig, RunConfig, TrainingConfig
 
 PROSE = "".join(f"The {n} cats of house {n % 7} sat on mat {n % 5}, and no dog came by.\n" for n in range(700))
 
 
-def settings(tmp_path, **changes):
-    """Settings of a run of seconds on PROSE; changes go where their names belong."""
+def run_config(tmp_path, **changes):
+    """Settings of a run of seconds on PROSE; changes are fields of any part, by name."""
     (tmp_path / "prose.txt").write_text(PROSE, encoding="utf-8")
     values = {
         "train_files": [str(tmp_path / "prose.txt")], "output_dir": str(tmp_path / "run"), "block_size": 32,
@@ -24,7 +24,9 @@ def settings(tmp_path, **changes):
         "n_head": 2, "n_positions": 64, "mask_low": 0.3, "draft_weight": 0.5,
     } | changes  # fmt: skip
     kinds = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, DraftLossConfig)
-    return [kind(**{name: values[name] for name in values if name in kind.__dataclass_fields__}) for kind in kinds]
+    return RunConfig(
+        *(kind(**{name: values[name] for name in values if name in kind.__dataclass_fields__}) for kind in kinds)
+    )
 
 
 def weights(folder):
@@ -47,7 +49,7 @@ class Death(BaseException):
 
 
 def die_at(trainer, monkeypatch, step):
-    """Let the run die behind its checkpoint of a step."""
+    """Let the run die after its checkpoint of a step."""
     save = trainer.save_checkpoint
 
     def save_then_die(score):

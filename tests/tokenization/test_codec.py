@@ -204,10 +204,10 @@ def test_filling_gaps_in_code(codec, pieces):
         tokens = codec.encode(filling) if new else codec.tokenizer.convert_tokens_to_ids(list(filling))
         text += " " * (filling[0] == " " != filling[1]) + f"___{len(tokens)}" + right
         fillings += tokens
-    gaps = parse_gaps(text, codec, default_gap_tokens=8)
-    tokens = gaps.tokens.clone()
-    tokens[gaps.target] = tokens.new_tensor(fillings)
-    assert codec.decode(tokens.tolist()) == "".join(pieces)
+    batch = parse_gaps(text, codec, default_gap_tokens=8)
+    tokens = batch.tokens.clone()
+    tokens[batch.target] = tokens.new_tensor(fillings)
+    assert codec.decode(tokens[0].tolist()) == "".join(pieces)
 
 
 @pytest.mark.parametrize("indented", [True, False])
@@ -221,16 +221,16 @@ def test_a_gap_for_a_line_leaves_the_other_tokens_as_they_were(codec, indented):
         right = line[line.index(content) + len(content) :] + "".join(lines[number + 1 :])
         left = "".join(lines[:number]) + line[: line.index(content)]
         filling = codec.encode(content)
-        gaps = parse_gaps(f"{left}___{len(filling)}{right}", codec, default_gap_tokens=8)
-        tokens = gaps.tokens.clone()
-        tokens[gaps.target] = tokens.new_tensor(filling)
-        assert tokens.tolist() == codec.encode(FUNCTION)
+        batch = parse_gaps(f"{left}___{len(filling)}{right}", codec, default_gap_tokens=8)
+        tokens = batch.tokens.clone()
+        tokens[batch.target] = tokens.new_tensor(filling)
+        assert tokens[0].tolist() == codec.encode(FUNCTION)
 
 
 def test_a_single_space_before_a_gap_belongs_to_it_and_pairs_do_not(codec):
     for text, left in (("a ___", "a"), ("a  ___", "a  "), ("a   ___", "a  "), ("a\n    ___", "a\n    ")):
-        gaps = parse_gaps(text, codec, default_gap_tokens=1)
-        assert codec.decode(gaps.tokens[gaps.given].tolist()) == left
+        batch = parse_gaps(text, codec, default_gap_tokens=1)
+        assert codec.decode(batch.tokens[batch.given].tolist()) == left
 
 
 def test_spans_of_code_joined_are_the_code(codec):

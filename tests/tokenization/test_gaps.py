@@ -27,21 +27,21 @@ def codec(request):
     return request.getfixturevalue(request.param)
 
 
-def gap_sizes(gaps):
+def gap_sizes(batch):
     """Lengths of the runs of targets."""
-    marks = "".join("x" if target else " " for target in gaps.target.tolist())
+    marks = "".join("x" if target else " " for target in batch.target[0].tolist())
     return [len(run) for run in marks.split()]
 
 
 def test_gaps_become_masks_of_the_given_or_default_size(codec):
-    gaps = parse_gaps("Once upon a time ___ lived in a ___5.", codec, default_gap_tokens=8)
-    assert gap_sizes(gaps) == [8, 5]
-    assert (gaps.tokens[gaps.target] == codec.mask_token_id).all()
-    assert (gaps.tokens[gaps.given] != codec.mask_token_id).all()
-    assert (gaps.given == ~gaps.target).all()
-    assert gaps.tokens.dtype.is_signed
+    batch = parse_gaps("Once upon a time ___ lived in a ___5.", codec, default_gap_tokens=8)
+    assert gap_sizes(batch) == [8, 5]
+    assert (batch.tokens[batch.target] == codec.mask_token_id).all()
+    assert (batch.tokens[batch.given] != codec.mask_token_id).all()
+    assert (batch.given == ~batch.target).all()
+    assert batch.tokens.dtype.is_signed
     assert (
-        gaps.tokens[gaps.given].tolist()
+        batch.tokens[batch.given].tolist()
         == [token for text in ("Once upon a time", " lived in a") for token in codec.encode(text)]
         + codec.encode("castle.")[-1:]
     )
@@ -85,24 +85,24 @@ def test_filling_the_gaps_gives_the_text(codec, pieces):
         tokens = codec.encode(filling) if word else codec.tokenizer.convert_tokens_to_ids(list(filling))
         text += " " * filling.startswith(" ") + f"___{len(tokens)}" + right
         fillings += tokens
-    gaps = parse_gaps(text, codec, default_gap_tokens=8)
-    tokens = gaps.tokens.clone()
-    tokens[gaps.target] = tokens.new_tensor(fillings)
-    assert codec.decode(tokens.tolist()) == "".join(pieces)
+    batch = parse_gaps(text, codec, default_gap_tokens=8)
+    tokens = batch.tokens.clone()
+    tokens[batch.target] = tokens.new_tensor(fillings)
+    assert codec.decode(tokens[0].tolist()) == "".join(pieces)
 
 
 def test_a_gap_between_words_leaves_the_other_tokens_as_they_were(codec):
     whole = codec.encode("Once upon a time there lived in a forest an old bear")
     there = len(codec.encode(" there"))
-    gaps = parse_gaps(f"Once upon a time ___{there} lived in a forest an old bear", codec, default_gap_tokens=8)
-    first = gaps.target.tolist().index(True)
-    assert gaps.tokens[gaps.given].tolist() == whole[:first] + whole[first + there :]
+    batch = parse_gaps(f"Once upon a time ___{there} lived in a forest an old bear", codec, default_gap_tokens=8)
+    first = batch.target[0].tolist().index(True)
+    assert batch.tokens[batch.given].tolist() == whole[:first] + whole[first + there :]
 
 
 def test_one_space_belongs_to_the_gap(byte_level):
     for text, left in (("a ___", "a"), ("a  ___", "a "), ("a\n    ___", "a\n   "), ("a\n___", "a\n"), ("a___", "a")):
-        gaps = parse_gaps(text, byte_level, default_gap_tokens=1)
-        assert byte_level.decode(gaps.tokens[gaps.given].tolist()) == left
+        batch = parse_gaps(text, byte_level, default_gap_tokens=1)
+        assert byte_level.decode(batch.tokens[batch.given].tolist()) == left
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_bad_texts(byte_level, text, limit, message):
 
 
 def test_a_text_may_be_as_long_as_the_model(byte_level):
-    assert len(parse_gaps("a ___127", byte_level, default_gap_tokens=8, max_length=128).tokens) == 128
+    assert len(parse_gaps("a ___127", byte_level, default_gap_tokens=8, max_length=128).tokens[0]) == 128
 
 
 def test_spans_joined_are_the_text(codec, sample_text):

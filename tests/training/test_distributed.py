@@ -174,6 +174,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(sources, tmp_path):
     assert sorted(states) == ["0", "1", "2", "3"]  # the readers of both
 
 
+@pytest.mark.slow
 def test_streams_that_processes_cannot_share_are_one_line(sources, tmp_path):
     done = subprocess.run(
         command(ONE, sources, tmp_path / "run", "stream", held_out=1e-6),

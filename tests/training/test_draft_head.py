@@ -1,4 +1,4 @@
-"""The draft head: it changes no law and no likelihood, is saved with the model, and learns to be accepted."""
+"""The draft head: it changes no distribution and no likelihood, is saved with the model, and learns to be accepted."""
 
 import pytest
 import torch
@@ -8,8 +8,9 @@ from asarm.objective.loss import log_prob
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
 from asarm.training.draft_head import DraftHeadConfig, train_draft_head
+from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
-from support.models import random_texts, tiny_gpt2, tiny_xlnet
+from support.models import random_batch, tiny_gpt2, tiny_xlnet
 from support.paths import EVAL_DATASETS
 
 TEXT = EVAL_DATASETS / "sample_text.txt"
@@ -20,7 +21,7 @@ BACKBONES = pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet])
 def test_the_head_is_used_by_fused_only(backbone):
     plain, model = backbone(12, scale=0.9), backbone(12, scale=0.9, draft_head=8)
     model.load_state_dict(plain.state_dict(), strict=False)
-    texts = random_texts(8, 30, 12, seed=3)
+    texts = random_batch(8, 30, 12, seed=3)
     seeds = range(8)
     assert torch.equal(log_prob(plain, *texts[:2]), log_prob(model, *texts[:2]))
     for config in (SamplerConfig(sampler="sequential"), SamplerConfig(), SamplerConfig("fused", "blind")):
@@ -31,26 +32,26 @@ def test_the_head_is_used_by_fused_only(backbone):
 
 @BACKBONES
 def test_a_draft_is_given_its_left_neighbour_and_no_other_token(backbone):
-    """The token that the head hears of is that at the place to the left, and none where that place came earlier."""
+    """The token that the head is given is the one to the left of the drafted position."""
     model = backbone(12, scale=0.9, draft_head=8)
-    heard = []
+    given_tokens = []
 
     def follow(states, left):
-        heard.append(left)
+        given_tokens.append(left)
         return states
 
     model.follow = follow
-    tokens, given, target = (x[:1] for x in random_texts(1, 20, 12, seed=4))
+    tokens, given, target = (x[:1] for x in random_batch(1, 20, 12, seed=4))
     result = sample(model, tokens, given, target, SamplerConfig("fused", coupling="gumbel", k=3), [0], trace=True)
     blind = sample(model, tokens, given, target, SamplerConfig("fused", "blind", "gumbel", k=3), [0], trace=True)
     assert result.trace == blind.trace  # `follow` changed nothing
     drafted = [step for step in result.trace[0] if step.drafts]
-    text = result.tokens[0]
-    calls = iter(heard)
+    sequence = result.tokens[0]
+    calls = iter(given_tokens)
     for step in drafted:
-        places = target[0].nonzero()[:, 0].tolist()
-        first = places.index(step.positions[0])
-        left = [int(text[places[first - 1]]), *step.drafts[:-1]]
+        positions = target[0].nonzero()[:, 0].tolist()
+        first = positions.index(step.positions[0])
+        left = [int(sequence[positions[first - 1]]), *step.drafts[:-1]]
         assert [int(next(calls)) for _ in step.drafts] == left
 
 
@@ -58,9 +59,9 @@ def test_a_draft_is_given_its_left_neighbour_and_no_other_token(backbone):
 def test_training(tmp_path):
     """More drafts are accepted on held-out text, the rest of the model is as it was, and the folder loads."""
     output = tmp_path / "headed"
-    config = DraftHeadConfig(
-        model="tiny-text", train_files=[str(TEXT)], output_dir=str(output), max_steps=80, block_size=64, hidden=64,
-        batch_size=6, learning_rate=4e-3, cache_dir=str(tmp_path / "cache"),
+    config = from_options(
+        DraftHeadConfig, model="tiny-text", train_files=[str(TEXT)], output_dir=str(output), max_steps=80,
+        block_size=64, hidden=64, batch_size=6, learning_rate=4e-3, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     results = train_draft_head(config)
     gains = [new - old for new, old in zip(results["with"], results["without"], strict=True)]
@@ -77,4 +78,4 @@ def test_settings_that_cannot_be(tmp_path):
     for wrong in ({"model": ""}, {"hidden": 0}, {"span_share": 2.0}, {"block_size": 1}):
         settings = {"model": "m", "train_files": ["t"], "output_dir": "o"} | wrong
         with pytest.raises(InputError):
-            DraftHeadConfig(**settings)
+            from_options(DraftHeadConfig, **settings)

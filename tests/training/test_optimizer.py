@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from asarm.objective.loss import DraftLossConfig
-from asarm.objective.masking import Gaps
+from asarm.objective.masking import MaskingPattern
+from asarm.training.distributed import TrainingLoss
 from asarm.training.optimizer import Muon, new_optimizer, orthogonal
-from asarm.training.trainer import Trainer, TrainingLoss
+from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
 from support.models import tiny_xlnet
-from support.training import assert_same_weights, die_at, settings
+from support.training import assert_same_weights, die_at, run_config
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
@@ -48,15 +49,15 @@ def test_matrices_move_as_with_torch_and_the_rest_as_with_adamw():
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path, monkeypatch):
     changes = {"optimizer": "muon", "eval_decodings": 0}
-    Trainer(*settings(tmp_path, output_dir=str(tmp_path / "whole"), **changes)).run()
-    die_at(Trainer(*settings(tmp_path, **changes)), monkeypatch, 20)
-    Trainer(*settings(tmp_path, **changes)).run()
+    Trainer(run_config(tmp_path, output_dir=str(tmp_path / "whole"), **changes)).run()
+    die_at(Trainer(run_config(tmp_path, **changes)), monkeypatch, 20)
+    Trainer(run_config(tmp_path, **changes)).run()
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_where_it_does_not_work(tmp_path):
-    config = settings(tmp_path, optimizer="muon")[0]
+    config = run_config(tmp_path, optimizer="muon").training
     with pytest.raises(InputError, match="for the gpt2 backbone"):
-        new_optimizer(TrainingLoss(tiny_xlnet(), DraftLossConfig(), Gaps()), config)
+        new_optimizer(TrainingLoss(tiny_xlnet(), DraftLossConfig(), MaskingPattern()), config)
     with pytest.raises(ValueError, match="unknown optimizer 'sgd'"):
-        settings(tmp_path, optimizer="sgd")
+        run_config(tmp_path, optimizer="sgd")

@@ -16,14 +16,14 @@ import torch
 
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
-from support.training import assert_same_weights, die_at, settings, steps
+from support.training import assert_same_weights, die_at, run_config, steps
 
 
 def test_a_resumed_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch):
-    Trainer(*settings(tmp_path, output_dir=str(tmp_path / "whole"))).run()
-    die_at(Trainer(*settings(tmp_path)), monkeypatch, 20)
+    Trainer(run_config(tmp_path, output_dir=str(tmp_path / "whole"))).run()
+    die_at(Trainer(run_config(tmp_path)), monkeypatch, 20)
     assert not (tmp_path / "run" / "model").exists()
-    resumed = Trainer(*settings(tmp_path))
+    resumed = Trainer(run_config(tmp_path))
     assert resumed.step == 20
     resumed.run()
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
@@ -35,8 +35,8 @@ def test_a_resumed_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypa
 
 
 def test_a_finished_run_is_not_trained_on(tmp_path):
-    first = Trainer(*settings(tmp_path)).run()
-    again = Trainer(*settings(tmp_path)).run()
+    first = Trainer(run_config(tmp_path)).run()
+    again = Trainer(run_config(tmp_path)).run()
     assert again["tokens_trained_now"] == 0
     assert again["nll_0.5"] == first["nll_0.5"]
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("nll_0.5") == 2
@@ -44,16 +44,16 @@ def test_a_finished_run_is_not_trained_on(tmp_path):
 
 def test_resuming_without_metrics(tmp_path):
     """A checkpoint may be older than the first line of metrics, which may be lost altogether."""
-    Trainer(*settings(tmp_path, max_steps=2)).run()
+    Trainer(run_config(tmp_path, max_steps=2)).run()
     (tmp_path / "run" / "metrics.jsonl").unlink()
-    Trainer(*settings(tmp_path, max_steps=2)).run()
+    Trainer(run_config(tmp_path, max_steps=2)).run()
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("nll_0.5") == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "no list"])
-def test_torn_checkpoints_are_passed_over_with_a_warning(tmp_path, monkeypatch, caplog, damage):
-    Trainer(*settings(tmp_path, output_dir=str(tmp_path / "whole"))).run()
-    die_at(Trainer(*settings(tmp_path)), monkeypatch, 20)
+def test_torn_checkpoints_are_skipped_with_a_warning(tmp_path, monkeypatch, caplog, damage):
+    Trainer(run_config(tmp_path, output_dir=str(tmp_path / "whole"))).run()
+    die_at(Trainer(run_config(tmp_path)), monkeypatch, 20)
     torn = tmp_path / "run" / "checkpoint-000020"
     if damage == "cut":
         os.truncate(torn / "optimizer.pt", 1000)
@@ -66,7 +66,7 @@ def test_torn_checkpoints_are_passed_over_with_a_warning(tmp_path, monkeypatch, 
     else:
         (torn / "checkpoint.json").write_text("{")
     with caplog.at_level(logging.WARNING):
-        resumed = Trainer(*settings(tmp_path))
+        resumed = Trainer(run_config(tmp_path))
     assert resumed.step == 10
     assert "checkpoint-000020 is torn" in caplog.text
     resumed.run()
@@ -74,20 +74,20 @@ def test_torn_checkpoints_are_passed_over_with_a_warning(tmp_path, monkeypatch, 
 
 
 def test_a_checkpoint_may_be_named(tmp_path):
-    Trainer(*settings(tmp_path)).run()
-    assert Trainer(*settings(tmp_path, resume=str(tmp_path / "run" / "checkpoint-000020"))).step == 20
+    Trainer(run_config(tmp_path)).run()
+    assert Trainer(run_config(tmp_path, resume=str(tmp_path / "run" / "checkpoint-000020"))).step == 20
     with pytest.raises(InputError, match="torn, or no checkpoint"):
-        Trainer(*settings(tmp_path, resume=str(tmp_path)))
+        Trainer(run_config(tmp_path, resume=str(tmp_path)))
 
 
 def test_never_does_not_touch_an_earlier_run(tmp_path):
-    Trainer(*settings(tmp_path, max_steps=2)).run()
+    Trainer(run_config(tmp_path, max_steps=2)).run()
     with pytest.raises(InputError, match="earlier run"):
-        Trainer(*settings(tmp_path, max_steps=2, resume="never"))
+        Trainer(run_config(tmp_path, max_steps=2, resume="never"))
 
 
 def test_a_run_with_other_settings_is_one_clear_error(tmp_path):
-    Trainer(*settings(tmp_path, max_steps=10)).run()
+    Trainer(run_config(tmp_path, max_steps=10)).run()
     before = (tmp_path / "run" / "config.json").read_text()
     for change, shown in (
         ({"seed": 1}, r"\(seed 0, now 1\)"),
@@ -95,20 +95,20 @@ def test_a_run_with_other_settings_is_one_clear_error(tmp_path):
         ({"gradient_accumulation_steps": 4}, "micro_batches_per_step 2, now 4"),
     ):
         with pytest.raises(InputError, match=f"other settings {shown}" if shown[0] == "\\" else shown) as caught:
-            Trainer(*settings(tmp_path, **{"max_steps": 10} | change))
+            Trainer(run_config(tmp_path, **{"max_steps": 10} | change))
         assert "\n" not in str(caught.value)
     with (tmp_path / "prose.txt").open("a") as file:
         file.write("Another ending, and a longer one. " * 500)
-    longer, *rest = settings(tmp_path, max_steps=10)
+    longer = run_config(tmp_path, max_steps=10)
     (tmp_path / "prose.txt").write_text("Another text altogether. " * 4000)
     with pytest.raises(InputError, match="training_blocks"):
-        Trainer(longer, *rest)
+        Trainer(longer)
     assert (tmp_path / "run" / "config.json").read_text() == before
     assert steps(tmp_path / "run") == [10]
 
 
 def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch):
-    trainer = Trainer(*settings(tmp_path, max_steps=50, eval_steps=10, save_total_limit=2, eval_decodings=0))
+    trainer = Trainer(run_config(tmp_path, max_steps=50, eval_steps=10, save_total_limit=2, eval_decodings=0))
     scores = {10: 5.0, 20: 3.0, 30: 4.0, 40: 4.5, 50: 6.0}
     monkeypatch.setattr(
         trainer, "validate", lambda: {f"nll_{rate}": scores[trainer.step] for rate in (0.15, 0.5, 0.95)}
@@ -121,8 +121,8 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch):
     ("number", "state"), [(signal.SIGTERM, "COMPLETING"), (signal.SIGTERM, "RUNNING"), (signal.SIGUSR1, "RUNNING")]
 )
 def test_a_signal_saves_at_the_end_of_the_step(tmp_path, monkeypatch, number, state):
-    Trainer(*settings(tmp_path, output_dir=str(tmp_path / "whole"))).run()
-    trainer, calls = Trainer(*settings(tmp_path)), tmp_path / "calls"
+    Trainer(run_config(tmp_path, output_dir=str(tmp_path / "whole"))).run()
+    trainer, calls = Trainer(run_config(tmp_path)), tmp_path / "calls"
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, does in (("scontrol", f'echo "$@" >> {calls}'), ("squeue", "echo RUNNING")):
@@ -143,13 +143,13 @@ def test_a_signal_saves_at_the_end_of_the_step(tmp_path, monkeypatch, number, st
     assert signal.getsignal(number) == signal.SIG_DFL
     if number == signal.SIGUSR1:  # time is nearly up: back into the queue
         assert calls.read_text() == "requeue 7\n"
-    Trainer(*settings(tmp_path)).run()
+    Trainer(run_config(tmp_path)).run()
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path):
     """Files may not grow beyond a size at which checkpoint 10 fits, as on a disk that fills up."""
-    trainer = Trainer(*settings(tmp_path))
+    trainer = Trainer(run_config(tmp_path))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     step = trainer.train_step
 
@@ -167,13 +167,13 @@ def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path):
     assert "\n" not in str(caught.value)
     assert steps(tmp_path / "run") == [10]
     assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name]
-    assert Trainer(*settings(tmp_path)).step == 10
+    assert Trainer(run_config(tmp_path)).step == 10
 
 
-def train_quietly(options):
+def train_quietly(config):
     torch.set_num_threads(1)
-    with open(options[0].output_dir + ".log", "a") as sys.stdout, contextlib.redirect_stderr(sys.stdout):
-        Trainer(*options).run()
+    with open(config.training.output_dir + ".log", "a") as sys.stdout, contextlib.redirect_stderr(sys.stdout):
+        Trainer(config).run()
 
 
 @pytest.mark.slow
@@ -185,11 +185,11 @@ def test_killed_at_20_moments_the_run_ends_with_the_same_weights(tmp_path):
     }  # fmt: skip
     server = multiprocessing.get_context("forkserver")  # imports torch once
     server.set_forkserver_preload(["asarm.training.trainer"])
-    whole, killed = (settings(tmp_path, output_dir=str(tmp_path / name), **options) for name in ("whole", "killed"))
+    whole, killed = (run_config(tmp_path, output_dir=str(tmp_path / name), **options) for name in ("whole", "killed"))
     run, chance = tmp_path / "killed", random.Random(0)
 
-    def start(options):
-        process = server.Process(target=train_quietly, args=(options,))
+    def start(config):
+        process = server.Process(target=train_quietly, args=(config,))
         process.start()
         return process
 

@@ -1,4 +1,4 @@
-"""Objective, schedule, data and the training loop."""
+"""Objective, schedules and the training loop."""
 
 import functools
 import importlib.util
@@ -6,7 +6,6 @@ import json
 import shutil
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -14,17 +13,15 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
 
 from asarm import load
-from asarm.cli.train import parse_arguments
-from asarm.data.packed import batch_rows, pack
 from asarm.data.tokenizer_training import train_tokenizer
 from asarm.models.rank_order import rank_order
 from asarm.objective.loss import DraftLossConfig, draft_queries, log_prob, training_loss
-from asarm.objective.masking import Gaps, MaskingConfig, random_targets, training_targets
+from asarm.objective.masking import MaskingConfig, MaskingPattern, random_targets, training_targets
 from asarm.training.config import TrainingConfig
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
 from support.models import tiny_gpt2
-from support.training import PROSE, settings
+from support.training import PROSE, run_config
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
 
@@ -39,31 +36,33 @@ def test_training_loss_is_the_mean_log_density():
     torch.testing.assert_close(losses.joint.detach(), expected)
 
 
-def test_a_share_of_the_texts_has_its_targets_in_one_run():
-    target = training_targets(torch.zeros(400, 20), 0.3, Gaps(0.5), torch.Generator().manual_seed(0))
+def test_a_share_of_the_sequences_has_its_targets_in_one_span():
+    target = training_targets(torch.zeros(400, 20), 0.3, MaskingPattern(0.5), torch.Generator().manual_seed(0))
     assert (target.sum(1) == 6).all()
-    starts = (target & ~torch.nn.functional.pad(target, (1, 0))[:, :-1]).sum(1)  # runs of each text
+    starts = (target & ~torch.nn.functional.pad(target, (1, 0))[:, :-1]).sum(1)  # spans of each sequence
     assert 160 < int((starts == 1).sum()) < 250
     first = target.long().argmax(1)[starts == 1]
-    assert set(first.tolist()) == set(range(15))  # wherever a run of 6 fits
-    every = training_targets(torch.zeros(50, 20), 0.3, Gaps(1.0), torch.Generator().manual_seed(0))
+    assert set(first.tolist()) == set(range(15))  # wherever a span of 6 fits
+    every = training_targets(torch.zeros(50, 20), 0.3, MaskingPattern(1.0), torch.Generator().manual_seed(0))
     assert torch.equal(every, span_targets_by_hand(every))
 
 
 def span_targets_by_hand(target):
-    """Runs of as many targets from the first one on."""
-    first, places = target.long().argmax(1, keepdim=True), torch.arange(target.shape[1])
-    return (places >= first) & (places < first + target.sum(1, keepdim=True))
+    """Spans of as many targets from the first one on."""
+    first, positions = target.long().argmax(1, keepdim=True), torch.arange(target.shape[1])
+    return (positions >= first) & (positions < first + target.sum(1, keepdim=True))
 
 
-def test_a_share_of_the_texts_has_its_targets_in_whole_lines():
+def test_a_share_of_the_sequences_has_its_targets_in_whole_lines():
     newline, eos = 1, 2
     tokens = torch.randint(0, 12, (200, 60), generator=torch.Generator().manual_seed(0))
-    target = training_targets(tokens, 0.4, Gaps(lines=1.0, line_ends=[newline, eos]), torch.Generator().manual_seed(1))
+    target = training_targets(
+        tokens, 0.4, MaskingPattern(lines=1.0, line_ends=[newline, eos]), torch.Generator().manual_seed(1)
+    )
     assert (target.sum(1) == 24).all()
     masked = set()  # numbers of lines
-    for text, chosen in zip(tokens.tolist(), target.tolist(), strict=True):
-        ends = [-1, *(place for place, token in enumerate(text) if token in (newline, eos)), len(text) - 1]
+    for sequence, chosen in zip(tokens.tolist(), target.tolist(), strict=True):
+        ends = [-1, *(i for i, token in enumerate(sequence) if token in (newline, eos)), len(sequence) - 1]
         lines = [chosen[start + 1 : end + 1] for start, end in pairwise(ends) if end > start]
         in_part = [line for line in lines if any(line) and not all(line)]
         assert len(in_part) <= 1
@@ -73,7 +72,7 @@ def test_a_share_of_the_texts_has_its_targets_in_whole_lines():
         assert any(whole <= parity or whole >= parity - {len(lines) - 1} for parity in parities)
         masked |= whole
     assert masked >= set(range(5))  # lines anywhere
-    mixed = training_targets(tokens, 0.4, Gaps(0.3, 0.5, [newline, eos]), torch.Generator().manual_seed(1))
+    mixed = training_targets(tokens, 0.4, MaskingPattern(0.3, 0.5, [newline, eos]), torch.Generator().manual_seed(1))
     assert 60 < int((mixed == target).all(1).sum()) < 140
     assert 30 < int((mixed == span_targets_by_hand(mixed)).all(1).sum()) < 90
 
@@ -81,8 +80,8 @@ def test_a_share_of_the_texts_has_its_targets_in_whole_lines():
 def test_spans_change_the_targets_of_the_loss_alone():
     model, generator = tiny_gpt2(20), torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 19, (3, 16), generator=generator)
-    losses = training_loss(model, tokens, 0.6, DraftLossConfig(), torch.Generator().manual_seed(5), Gaps(1.0))
-    target = training_targets(tokens, 0.6, Gaps(1.0), torch.Generator().manual_seed(5))
+    losses = training_loss(model, tokens, 0.6, DraftLossConfig(), torch.Generator().manual_seed(5), MaskingPattern(1.0))
+    target = training_targets(tokens, 0.6, MaskingPattern(1.0), torch.Generator().manual_seed(5))
     torch.testing.assert_close(losses.joint.detach(), -log_prob(model, tokens, ~target).sum() / target.sum())
 
 
@@ -97,8 +96,8 @@ def test_draft_queries_stay_between_prompt_and_rank():
     assert (ranks.sort(1).values == torch.arange(7, 20)).all()
 
 
-def test_draft_loss_is_the_loss_of_drafted_places():
-    """One drafted place at a time, against a query with the truncate_context context by hand."""
+def test_draft_loss_is_the_loss_of_drafted_positions():
+    """Against queries whose contexts are cut back by hand."""
     model = tiny_gpt2(20)
     tokens = torch.randint(0, 19, (1, 12), generator=torch.Generator().manual_seed(2))
     config = DraftLossConfig(draft_weight=1.0, draft_window=3, draft_share=0.5)
@@ -131,30 +130,8 @@ def test_learning_rate():
     assert config.learning_rate_at(60) == pytest.approx(0.5)
 
 
-def test_packing_loses_nothing_and_closes_documents():
-    blocks = pack([[5, 6, 7], [8], [9, 10, 11, 12]], eos=0, block_size=5)
-    assert blocks.tolist() == [[5, 6, 7, 0, 8], [0, 9, 10, 11, 12]]
-    with pytest.raises(InputError, match="less than one block"):
-        pack([[1]], eos=0, block_size=5)
-
-
-def test_each_epoch_reads_every_block_once():
-    rows = np.concatenate([batch_rows(10, index, 4, seed=3) for index in range(5)])
-    assert sorted(rows[:10]) == list(range(10))
-    assert sorted(rows[10:]) == list(range(10))
-    assert rows[:10].tolist() != rows[10:].tolist()
-
-
-def test_tokenizer_round_trips_any_text():
-    tokenizer = train_tokenizer([PROSE], 400)
-    for text in ("  Tab\t, new\n\n line; émigré 猫 🙂", PROSE[:200]):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert len({tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}) == 3
-
-
 def test_a_run_learns_and_leaves_its_files(tmp_path):
-    options = settings(tmp_path, max_steps=150, eval_steps=75, save_steps=50)
-    metrics = Trainer(*options).run()
+    metrics = Trainer(run_config(tmp_path, max_steps=150, eval_steps=75, save_steps=50)).run()
     run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     joint = [line["joint"] for line in lines if "joint" in line]
@@ -174,9 +151,9 @@ def test_a_run_learns_and_leaves_its_files(tmp_path):
 
 
 def test_training_can_start_from_a_model(tmp_path):
-    first = Trainer(*settings(tmp_path)).run()
+    first = Trainer(run_config(tmp_path)).run()
     start = {"init_from": str(tmp_path / "run" / "model"), "output_dir": str(tmp_path / "second")}
-    second = Trainer(*settings(tmp_path, **start, max_steps=2, warmup_steps=0, learning_rate=1e-6)).run()
+    second = Trainer(run_config(tmp_path, **start, max_steps=2, warmup_steps=0, learning_rate=1e-6)).run()
     assert second["nll_0.5"] == pytest.approx(first["nll_0.5"], abs=0.02)
 
 
@@ -193,13 +170,13 @@ def test_training_can_start_from_other_models(tmp_path, kind):
         model = XLNetLMHeadModel(XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    first = Trainer(*settings(tmp_path, init_from=str(folder), max_steps=10, eval_decodings=0)).run()
+    first = Trainer(run_config(tmp_path, init_from=str(folder), max_steps=10, eval_decodings=0)).run()
     assert first["nll_0.5"] < 6
     long = {"init_from": str(folder), "max_steps": 12, "output_dir": str(tmp_path / "long"), "eval_decodings": 0}
-    Trainer(*settings(tmp_path, **long)).run()
+    Trainer(run_config(tmp_path, **long)).run()
     whole = load_file(tmp_path / "long/model/model.safetensors")
     shutil.rmtree(tmp_path / "long" / "checkpoint-000012")
-    again = Trainer(*settings(tmp_path, **long))
+    again = Trainer(run_config(tmp_path, **long))
     assert again.step == 10
     again.run()
     for name, value in load_file(tmp_path / "long/model/model.safetensors").items():
@@ -209,7 +186,7 @@ def test_training_can_start_from_other_models(tmp_path, kind):
 def first_losses(tmp_path, name, **changes):
     options = {"max_steps": 4, "logging_steps": 1, "eval_decodings": 0, "output_dir": str(tmp_path / name)}
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-    Trainer(*settings(tmp_path, **options | changes)).run()
+    Trainer(run_config(tmp_path, **options | changes)).run()
     AcceleratorState._reset_state(reset_partial_state=True)
     lines = map(json.loads, (tmp_path / name / "metrics.jsonl").open())
     return torch.tensor([line["joint"] for line in lines if "joint" in line])
@@ -223,6 +200,7 @@ def test_ways_to_save_memory_do_not_change_the_losses(tmp_path):
     assert 0 < difference < 0.05
 
 
+@pytest.mark.slow
 def test_a_compiled_model_has_the_same_losses(tmp_path, monkeypatch):
     """Traced and differentiated as for any compiler, but run by torch: making C++ of it takes minutes."""
     small = {"n_layer": 1, "max_steps": 3, "gradient_accumulation_steps": 1, "draft_weight": 0.0}
@@ -231,15 +209,15 @@ def test_a_compiled_model_has_the_same_losses(tmp_path, monkeypatch):
     assert (first_losses(tmp_path, "compiled", torch_compile=True, **small) - plain).abs().max() < 1e-4
 
 
-def test_the_learning_rate_grows_with_the_texts_of_a_step(tmp_path):
-    trainer = Trainer(*settings(tmp_path, scale_learning_rate=True, learning_rate=1e-5, max_steps=5, eval_decodings=0))
+def test_the_learning_rate_grows_with_the_sequences_of_a_step(tmp_path):
+    trainer = Trainer(run_config(tmp_path, scale_learning_rate=True, learning_rate=1e-5, max_steps=5, eval_decodings=0))
     trainer.run()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["lr"] == pytest.approx(1e-5 * 8 / 32)  # the last step of the warm-up
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten(tmp_path, monkeypatch):
-    trainer = Trainer(*settings(tmp_path))
+    trainer = Trainer(run_config(tmp_path))
     step = trainer.train_step
 
     def poison(stop=0):
@@ -258,42 +236,14 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten(tmp_path
 
 
 def test_dry_run_says_what_would_be_done(tmp_path):
-    about = Trainer(*settings(tmp_path)).dry_run()
+    about = Trainer(run_config(tmp_path)).dry_run()
     for part in ("parameters", "30 steps of 256 tokens", "GiB", "text 4 of the first batch", "cats of house"):
         assert part in about
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["tiny"], {"max_steps": 800, "train_files": ["stdlib"], "init_from": ""}),
-        (["tiny", "--max_steps", "7"], {"max_steps": 7}),
-        (["paper-nlp"], {"dataset": "Skylion007/openwebtext", "mask_low": 0.85, "learning_rate": 1e-5}),
-        (["paper-nlp-infill"], {"mask_start": 0.15, "mask_low": 0.6, "mask_high": 0.75}),
-        (["paper-code"], {"dataset": "bigcode/starcoderdata", "dataset_dir": "python", "block_size": 512}),
-        (["paper-code-single-line"], {"mask_start": 0.01, "mask_low": 0.05, "mask_high": 0.25}),
-        (["paper-code", "--train_files", "src"], {"dataset": "", "train_files": ["src"], "mask_low": 0.85}),
-        (["tiny", "--dataset", "d"], {"dataset": "d", "train_files": []}),
-    ],
-)
-def test_presets(arguments, expected):
-    values = {}
-    for part in parse_arguments(arguments):
-        values |= vars(part)
-    assert {name: values[name] for name in expected} == expected
-    assert values["output_dir"] == f"results/train-{arguments[0]}"
-
-
-def test_unknown_names():
-    with pytest.raises(InputError, match="unknown preset 'papper'"):
-        parse_arguments(["papper"])
-    with pytest.raises(ValueError, match="no train_files"):
-        parse_arguments(["--output_dir", "x"])
 
 
 def test_trackers_that_are_not_there(tmp_path):
     for name, message in (("tensorbored", "unknown tracker"), ("trackio", "pip install trackio")):
         if importlib.util.find_spec(name) is None:
             with pytest.raises(InputError, match=message):
-                Trainer(*settings(tmp_path, report_to=[name]))
+                Trainer(run_config(tmp_path, report_to=[name]))

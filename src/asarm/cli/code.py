@@ -10,18 +10,20 @@ problems of this repository, about two minutes on two cores, offline. Programs a
 """
 
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
 
 from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
 from asarm.evals.code.baselines import BASELINES
-from asarm.evals.code.completions import JudgeConfig, judge_file
+from asarm.evals.code.completions import CompletionsConfig, evaluate_completions
 from asarm.evals.code.config import CodeConfig
-from asarm.evals.code.run import evaluate
+from asarm.evals.code.run import CodeEvaluation
 from asarm.evals.infilling.config import PREFIX_ONLY
+from asarm.utils.config import from_options, options_of
 from asarm.utils.errors import InputError
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "model": "therealgabeguo/ASARM",
         "revision": "code",
@@ -51,24 +53,26 @@ def parse_arguments(arguments: list[str]) -> CodeConfig:
     return parse_with_preset(CodeConfig, "code", __doc__, PRESETS, arguments)
 
 
-def parse_judging(arguments: list[str]) -> tuple[Path, JudgeConfig]:
+def parse_judging(arguments: list[str]) -> tuple[Path, CompletionsConfig]:
     """The file to judge and how. InputError when running its programs is not allowed."""
     parser = HfArgumentParser(
-        JudgeConfig, prog="asarm code judge", description="Run the programs of a file of completions with their tests."
+        options_of(CompletionsConfig),
+        prog="asarm code judge",
+        description="Run the programs of a file of completions with their tests.",
     )
     parser.set_defaults(data_dir=str(OFFICIAL_SETS))
     parser.add_argument("file", help="JSON lines with task_id and completion")
     parser.add_argument(
         PERMISSION, PERMISSION.replace("_", "-"), action="store_true", help="run the programs, in a sandbox"
     )
-    config, extra = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    options, extra = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     if not extra.allow_code_execution:
         raise InputError(f"judging runs the programs of {extra.file} here, in a sandbox: allow it with {PERMISSION}")
-    return Path(extra.file), config
+    return Path(extra.file), from_options(CompletionsConfig, **vars(options))
 
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["judge"]:
-        print(judge_file(*parse_judging(arguments[1:])))
+        print(evaluate_completions(*parse_judging(arguments[1:])))
     else:
-        run(parse_arguments(arguments), evaluate, "completions, metrics, a plot and samples.html")
+        run(parse_arguments(arguments), CodeEvaluation, "completions, metrics, a plot and samples.html")

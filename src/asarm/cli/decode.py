@@ -6,11 +6,13 @@ fused` takes fewer evaluations. `tiny`: the bundled model and the sample text of
 two cores, offline.
 """
 
+from typing import Any
+
 from asarm.cli.presets import BUNDLED_SETS, parse_with_preset, run
 from asarm.evals.decoding.config import DecodingEvalConfig
-from asarm.evals.decoding.run import evaluate
+from asarm.evals.decoding.run import DecodingEvaluation
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"revision": "nlp"},
     "tiny": {
         "model": "tiny-text",
@@ -32,4 +34,4 @@ def parse_arguments(arguments: list[str]) -> DecodingEvalConfig:
 
 
 def main(arguments: list[str]) -> None:
-    run(parse_arguments(arguments), evaluate, "texts, metrics and plots")
+    run(parse_arguments(arguments), DecodingEvaluation, "texts, metrics and plots")

@@ -1,6 +1,6 @@
 """Fill the gaps of a text: `python -m asarm infill "Once upon a time ___ lived in a ___5."`
 
-`___` is a gap, a number right behind it gives its length in tokens. Several gaps are filled together.
+`___` is a gap; a number right after it gives its length in tokens. Several gaps are filled together.
 """
 
 import json
@@ -14,7 +14,8 @@ from transformers import HfArgumentParser
 
 from asarm.cli.render_trace import show_trace
 from asarm.data.readers import read_text
-from asarm.models.compiled import compiled_for_decoding
+from asarm.models.backbone import AnyOrderModel
+from asarm.models.compiled import CompiledModel, compiled_for_decoding
 from asarm.models.load import load_on_device, pick_device
 from asarm.sampling import SampleResult, sample
 from asarm.sampling.config import SamplerConfig
@@ -41,7 +42,7 @@ class InfillConfig:
     seed: int = option(0, "the text is a function of the seed")
     samples: int = option(1, "texts to sample, in one batch, with the seeds seed, seed + 1, ...")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("gap_tokens", 1), ("samples", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -54,7 +55,7 @@ def parse_arguments(arguments: list[str]) -> tuple[InfillConfig, SamplerConfig, 
     parser = HfArgumentParser((InfillConfig, SamplerConfig), prog="asarm infill", description=__doc__)
     parser.set_defaults(sampler="fused")
     parser.add_argument("text", nargs="?", help="the text, in quotes; - reads it from the standard input")
-    # Not fields of a dataclass: those take an optional value, and would swallow the text that follows them.
+    # Not fields of a dataclass: such flags take an optional value, and would swallow the text that follows them.
     parser.add_argument("--trace", action="store_true", help="show the text growing, with every verdict on drafts")
     parser.add_argument("--json", action="store_true", help="print JSON")
     config, sampler, extra, rest = parser.parse_args_into_dataclasses(
@@ -67,10 +68,10 @@ def parse_arguments(arguments: list[str]) -> tuple[InfillConfig, SamplerConfig, 
 
 def input_text(text: str | None, file: str) -> str:
     """The text given, or that of the standard input or the file, without the newline that ends it."""
-    if (text is None) == (not file):
-        raise InputError("give one text, in quotes, or --file FILE, or - for the standard input")
-    if file:
+    if text is None and file:
         return read_text(file).removesuffix("\n")
+    if text is None or file:
+        raise InputError("give one text, in quotes, or --file FILE, or - for the standard input")
     if text != "-":
         return text
     try:
@@ -79,15 +80,16 @@ def input_text(text: str | None, file: str) -> str:
         raise InputError(f"the standard input is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def fill(model, gaps: InfillBatch, config: InfillConfig, sampler: SamplerConfig, trace: bool) -> SampleResult:
-    """`config.samples` fillings of one text, as a batch."""
-    batch = [part.expand(config.samples, -1).to(model.device) for part in gaps]
+def fill(
+    model: AnyOrderModel | CompiledModel, batch: InfillBatch, config: InfillConfig, sampler: SamplerConfig, trace: bool
+) -> SampleResult:
+    """`config.samples` samples for one text, drawn as a batch."""
     seeds = range(config.seed, config.seed + config.samples)
-    return sample(model, *batch, sampler, seeds, trace=trace)
+    return sample(model, *batch.repeat(config.samples).to(model.device), sampler, seeds, trace=trace)
 
 
 def cost_line(result: SampleResult) -> str:
-    """What the samples cost, all together."""
+    """What all samples together cost."""
     targets, nfe = int(result.targets.sum()), int(result.nfe.sum())
     proposed, accepted = int(result.proposed.sum()), int(result.accepted.sum())
     drafts = f"{accepted} of {proposed} judged drafts accepted, " if proposed else ""
@@ -95,13 +97,13 @@ def cost_line(result: SampleResult) -> str:
     return f"{texts}{targets} targets, {nfe} NFE, {targets / nfe:.2f} tokens per NFE, {drafts}{result.seconds:.2f} s"
 
 
-def filled_spans(codec: TextCodec, gaps: InfillBatch, tokens: list[int]) -> list[Span]:
-    """The filled text, cut into what was given ("prompt") and what was filled ("filled")."""
-    return label_spans(codec, tokens, ["filled" if target else "prompt" for target in gaps.target.tolist()])
+def filled_spans(codec: TextCodec, target: list[bool], tokens: list[int]) -> list[Span]:
+    """The filled text, cut into what was given ("prompt") and what was filled in ("filled"). target, tokens: N each."""
+    return label_spans(codec, tokens, ["filled" if is_target else "prompt" for is_target in target])
 
 
 def print_text(console: Console, spans: list[Span]) -> None:
-    """The filled text; on a terminal with what was filled in bold and underlined."""
+    """Print the filled text; on a terminal what was filled in is bold and underlined."""
     styles = {"prompt": "", "filled": "bold underline"}
     if console.is_terminal:
         console.print(Text.assemble(*((span.text, styles[span.label]) for span in spans)), soft_wrap=True)
@@ -110,14 +112,14 @@ def print_text(console: Console, spans: list[Span]) -> None:
 
 
 def as_json(
-    config: InfillConfig, sampler: SamplerConfig, codec: TextCodec, gaps: InfillBatch, result: SampleResult
+    config: InfillConfig, sampler: SamplerConfig, codec: TextCodec, target: list[bool], result: SampleResult
 ) -> dict[str, object]:
-    """Settings, cost and texts."""
+    """Settings, cost and texts. target: [N], of the text that was filled."""
     samples = [
         {
             "seed": config.seed + row,
             "text": codec.decode(tokens),
-            "spans": [span._asdict() for span in filled_spans(codec, gaps, tokens)],
+            "spans": [span._asdict() for span in filled_spans(codec, target, tokens)],
             "tokens": tokens,
             "targets": int(result.targets[row]),
             "nfe": int(result.nfe[row]),
@@ -137,16 +139,17 @@ def main(arguments: list[str]) -> None:
     model, codec = load_on_device(
         config.model, config.revision, config.white_space, pick_device(config.device), config.dtype
     )
-    gaps = parse_gaps(text, codec, config.gap_tokens, getattr(model.config, "n_positions", None))
-    result = fill(compiled_for_decoding(model, config.compile), gaps, config, sampler, extra.trace)
+    batch = parse_gaps(text, codec, config.gap_tokens, getattr(model.config, "n_positions", None))
+    result = fill(compiled_for_decoding(model, config.compile), batch, config, sampler, extra.trace)
+    target = batch.target[0].tolist()
     if extra.json:
-        print(json.dumps(as_json(config, sampler, codec, gaps, result), ensure_ascii=False, indent=2))
+        print(json.dumps(as_json(config, sampler, codec, target, result), ensure_ascii=False, indent=2))
         return
     console = Console(highlight=False)
     for row, tokens in enumerate(result.tokens.tolist()):
         if config.samples > 1:
             console.print(f"--- seed {config.seed + row}", style="dim")
-        if extra.trace:
-            show_trace(console, codec, tokens, gaps.target.tolist(), result.trace[row])
-        print_text(console, filled_spans(codec, gaps, tokens))
+        if result.trace:
+            show_trace(console, codec, tokens, target, result.trace[row])
+        print_text(console, filled_spans(codec, target, tokens))
     print(cost_line(result), file=sys.stderr)

@@ -4,11 +4,13 @@ A preset gives the defaults, and every option overrides it. `paper` (the default
 Hub. `tiny`: the bundled model and a few passages and questions of this repository, seconds on a CPU, offline.
 """
 
+from typing import Any
+
 from asarm.cli.presets import BUNDLED_SETS, parse_with_preset, run
 from asarm.evals.language.config import GREEDY, LanguageEvalConfig
-from asarm.evals.language.run import evaluate
+from asarm.evals.language.run import LanguageEvaluation
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"revision": "nlp"},
     "tiny": {
         "model": "tiny-text",
@@ -26,4 +28,4 @@ def parse_arguments(arguments: list[str]) -> LanguageEvalConfig:
 
 
 def main(arguments: list[str]) -> None:
-    run(parse_arguments(arguments), evaluate, "answers and metrics")
+    run(parse_arguments(arguments), LanguageEvaluation, "answers and metrics")

@@ -1,12 +1,14 @@
-"""Evaluations on the command line: a preset gives the defaults, and every option overrides it."""
+"""Presets on the command line: a preset gives the defaults, and every option overrides it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import HfArgumentParser
 
 from asarm.evals.config import EvalConfig
+from asarm.evals.resumable import Evaluation
+from asarm.utils.config import from_options, options_of
 from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries
 
@@ -15,40 +17,59 @@ BUNDLED_SETS = Path(__file__).resolve().parents[1] / "eval_datasets"
 _REPOSITORY = Path(__file__).resolve().parents[3] / "eval_datasets"
 OFFICIAL_SETS = _REPOSITORY if _REPOSITORY.is_dir() else Path("eval_datasets")
 
-
 Config = TypeVar("Config", bound=EvalConfig)
 
 
+def split_preset(
+    arguments: list[str], presets: Mapping[str, Mapping[str, Any]], default: str | None = None
+) -> tuple[str | None, list[str]]:
+    """The preset that the first argument names (`default`, if it is an option), and the options.
+
+    Raises InputError for an unknown preset.
+    """
+    named = bool(arguments) and not arguments[0].startswith("-")
+    preset, options = (arguments[0], arguments[1:]) if named else (default, arguments)
+    if preset is not None and preset not in presets:
+        raise InputError(f"unknown preset {preset!r}: choose from {', '.join(presets)}")
+    return preset, options
+
+
+def given_options(options: list[str]) -> set[str]:
+    """The names of the options on a command line, such as --model."""
+    return {option.split("=")[0] for option in options}
+
+
 def parse_with_preset(
-    config_class: type[Config], command: str, description: str, presets: dict[str, dict], arguments: list[str]
+    config_class: type[Config],
+    command: str,
+    description: str,
+    presets: Mapping[str, Mapping[str, Any]],
+    arguments: list[str],
 ) -> Config:
     """The settings: the dataclass's defaults, changed by the preset (`paper`, if none is named), by the options.
 
-    A revision belongs to the model that it stands beside: another --model goes without the preset's. InputError for
-    an unknown preset.
+    A revision belongs to the model that it stands beside: another --model goes without the preset's. Raises InputError
+    for an unknown preset.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    preset, options = (arguments[0], arguments[1:]) if named else ("paper", arguments)
-    if preset not in presets:
-        raise InputError(f"unknown preset {preset!r}: choose from {', '.join(presets)}")
+    preset, options = split_preset(arguments, presets, "paper")
     parser = HfArgumentParser(
-        config_class,
+        options_of(config_class),
         prog=f"asarm {command}",
         description=description,
         usage="%(prog)s [tiny|paper] [options], or --help",
     )
-    parser.set_defaults(output_dir=f"results/{command}-{preset}", **presets[preset])
-    config = parser.parse_args_into_dataclasses(options, look_for_args_file=False)[0]
-    given = {option.split("=")[0] for option in options}
+    parser.set_defaults(output_dir=f"results/{command}-{preset}", **presets[preset or "paper"])
+    (found,) = parser.parse_args_into_dataclasses(options, look_for_args_file=False)
+    values: dict[str, Any] = dict(vars(found))
+    given = given_options(options)
     if "--model" in given and "--revision" not in given:
-        config.revision = None
-    return config
+        values["revision"] = None
+    return from_options(config_class, **values)
 
 
-def run(config: Config, evaluate: Callable[[Config], object], results: str) -> None:
-    """Evaluate, print the table, and say where the results are. results: what they are."""
+def run(config: Config, evaluation: Callable[[Config], Evaluation], results: str) -> None:
+    """Run an evaluation, print its summary, and say where the results are. results: what they are."""
     quiet_libraries()
-    evaluate(config)
-    output = Path(config.output_dir)
-    print((output / "table.md").read_text(encoding="utf-8"))
-    print(f"{results}: {output}")
+    running = evaluation(config)
+    print(running.summary(running.complete()))
+    print(f"{results}: {running.output}")

@@ -1,4 +1,4 @@
-"""How a text grew, step by step, from the trace of a sampler: coloured on a terminal, word-diff marks elsewhere."""
+"""Show the trace of a sampler step by step: in colours on a terminal, with word-diff marks elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ from asarm.sampling import TraceStep
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import Span, label_spans
 
-STEP_SECONDS, REPLAY_SECONDS = 0.25, 20.0  # a step on a terminal takes so long, and all of them at most so long
-PLAIN_WIDTH = 40  # characters shown on either side of the news where the output is no terminal
+STEP_SECONDS, REPLAY_SECONDS = 0.25, 20.0  # on a terminal: of one step, and at most of all steps together
+PLAIN_WIDTH = 40  # characters shown on either side of what is new where the output is no terminal
 STYLES = {
     "prompt": "",
     "filled": "bold",
@@ -29,7 +29,10 @@ MARKS = {"accepted": "{{+{}+}}", "rejected": "[-{}-]", "added": "{{+{}+}}"}
 def show_trace(
     console: Console, codec: TextCodec, tokens: list[int], target: list[bool], steps: list[TraceStep]
 ) -> None:
-    """Replay the steps: the growing text on a terminal (afterwards gone), else a line for each step."""
+    """Replay the steps: on a terminal as a growing text, cleared at the end; elsewhere as a line for each step.
+
+    tokens, target: N each, as in `frames`.
+    """
     texts = frames(codec, tokens, target, steps)
     if not console.is_terminal:
         for number, spans in enumerate(texts, start=1):
@@ -46,35 +49,36 @@ def show_trace(
 def frames(codec: TextCodec, tokens: list[int], target: list[bool], steps: list[TraceStep]) -> Iterator[list[Span]]:
     """For each step the text after it, as spans whose labels are the keys of STYLES.
 
-    tokens, target: N each, the filled text and which of it was filled. A rejected draft stands before what replaced
-    it; drafts behind it were not judged and are not shown. An open place shows as ` _`.
+    tokens, target: N each, the filled sequence and where it was filled in. A rejected draft is shown before the token
+    that replaced it; drafts after it were not judged and are not shown. An open position is shown as ` _`.
     """
     labels = ["gap" if is_target else "prompt" for is_target in target]
     for step in steps:
         judged = list(zip(step.positions, step.drafts, strict=bool(step.drafts)))
         rejected = dict(judged[step.accepted : step.accepted + 1])
-        news = dict.fromkeys(step.positions[: step.accepted], "accepted")
-        news |= dict.fromkeys((position for position, _ in step.added), "added")
-        for position in news:
+        new = dict.fromkeys(step.positions[: step.accepted], "accepted")
+        new |= dict.fromkeys((position for position, _ in step.added), "added")
+        for position in new:
             labels[position] = "filled"
-        shown = []  # (token, label)
+        shown: list[tuple[int, str]] = []  # (token, label)
         for position, (token, label) in enumerate(zip(tokens, labels, strict=True)):
             if position in rejected:
                 shown.append((rejected[position], "rejected"))
-            shown.append((codec.mask_token_id if label == "gap" else token, news.get(position, label)))
-        spans = label_spans(codec, *zip(*shown, strict=True))
+            shown.append((codec.mask_token_id if label == "gap" else token, new.get(position, label)))
+        shown_tokens, shown_labels = zip(*shown, strict=True)
+        spans = label_spans(codec, shown_tokens, shown_labels)
         mask = codec.mask_token
         yield [Span(" _" * text.count(mask), label) if label == "gap" else Span(text, label) for text, label in spans]
 
 
 def trim(spans: list[Span], width: int) -> list[Span]:
-    """The spans from `width` characters before the first news to `width` behind the last."""
+    """The spans from `width` characters before the first new one to `width` after the last."""
     ends = list(accumulate(len(span.text) for span in spans))
     starts = [0, *ends[:-1]]
-    news = [index for index, span in enumerate(spans) if span.label in MARKS]
-    if not news:
+    new = [index for index, span in enumerate(spans) if span.label in MARKS]
+    if not new:
         return spans
-    low, high = max(0, starts[news[0]] - width), ends[news[-1]] + width
+    low, high = max(0, starts[new[0]] - width), ends[new[-1]] + width
     kept = [
         Span(span.text[max(0, low - start) : max(0, high - start)], span.label)
         for span, start in zip(spans, starts, strict=True)
@@ -84,11 +88,11 @@ def trim(spans: list[Span], width: int) -> list[Span]:
 
 
 def plain(spans: list[Span]) -> str:
-    """One line with the news marked, and control characters escaped."""
+    """One line with marks around what is new, and control characters escaped."""
     line = "".join(MARKS.get(span.label, "{}").format(span.text) for span in spans)
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 def styled(spans: list[Span]) -> Text:
-    """The spans in the colours of a terminal."""
+    """The spans in a terminal's colours."""
     return Text.assemble(*((span.text, STYLES[span.label]) for span in spans))

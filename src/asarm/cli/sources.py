@@ -1,19 +1,20 @@
 """Python sources of this installation as a corpus to train on: `python -m asarm sources OUTPUT.jsonl [options]`.
 
-Writes one file a line, with its path in the installation and its text, or one function a line.
-`train --train_files OUTPUT.jsonl` takes it.
+Writes one file per line, with the end of its path and its text, or one function per line, for
+`train --train_files OUTPUT.jsonl`.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from asarm.data.python_corpus import Evaluation, installed_files, python_sources, short_functions
+from asarm.data.python_corpus import ExcludedCode, installed_files, python_sources, short_functions
 from asarm.utils.errors import InputError
 from asarm.utils.files import write_whole
 
 
 def main(arguments: list[str]) -> None:
+    """Run the command with its command-line arguments. Raises InputError if no file is left."""
     parser = argparse.ArgumentParser(
         prog="asarm sources", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,13 +25,13 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--functions", action="store_true", help="write short functions instead of whole files")
     settings = parser.parse_args(arguments)
-    evaluation = Evaluation.read([] if settings.exclude == ["none"] else settings.exclude)
+    excluded = ExcludedCode.read([] if settings.exclude == ["none"] else settings.exclude)
     files = installed_files(settings.folders)
     count = characters = 0
 
     def write(temporary: Path) -> None:
         nonlocal count, characters
-        sources = python_sources(files, evaluation)
+        sources = python_sources(files, excluded)
         if settings.functions:
             rows = ({"text": function} for function in short_functions(text for _, text in sources))
         else:

@@ -6,12 +6,14 @@ does; `--samplers sequential fused` takes fewer evaluations. `tiny`: the bundled
 repository, about a minute on two cores, offline.
 """
 
+from typing import Any
+
 from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
 from asarm.evals.infilling.config import PREFIX_ONLY
 from asarm.evals.stories.config import BAG, StoriesConfig
-from asarm.evals.stories.run import evaluate
+from asarm.evals.stories.run import StoriesEvaluation
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "models": ["therealgabeguo/ASARM@nlp", "xlnet/xlnet-base-cased"],
         "stories": str(OFFICIAL_SETS / "cloze_test_val__spring2016.csv"),
@@ -37,4 +39,4 @@ def parse_arguments(arguments: list[str]) -> StoriesConfig:
 
 
 def main(arguments: list[str]) -> None:
-    run(parse_arguments(arguments), evaluate, "texts, metrics, a plot and stories.html")
+    run(parse_arguments(arguments), StoriesEvaluation, "texts, metrics, a plot and stories.html")

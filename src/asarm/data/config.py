@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from asarm.utils.config import check, option
+from asarm.utils.config import check, check_at_least, option
 
 
 @dataclass
@@ -12,34 +12,30 @@ class CorpusConfig:
     train_files: list[str] = option(
         [], "text, .jsonl or .parquet files (also .gz), and folders of them; `stdlib` is Python's own"
     )
-    extensions: list[str] = option(
-        [".txt", ".jsonl", ".parquet"], "which files of a folder, and of the folders in it, are read"
-    )
+    extensions: list[str] = option([".txt", ".jsonl", ".parquet"], "which files below a folder are read")
     text_field: str = option("", "field of JSON lines, parquet and datasets; the default is text, or else content")
-    held_out: float = option(0.02, "share of the text that is kept for validation")
+    held_out: float = option(0.02, "share of the data that is kept for validation")
     cache_dir: str = option("", "where tokens of local files are kept; the default is ~/.cache/asarm")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(0 < self.held_out <= 0.5, f"held_out must lie in (0, 0.5], not {self.held_out}")
 
 
 @dataclass
 class DataConfig(CorpusConfig):
-    """What is trained on: a corpus of local files, or a dataset that is streamed."""
+    """What is trained on: a corpus of local files, or a streamed dataset."""
 
     dataset: str = option("", "stream this instead: a dataset on the Hub, or a folder of .jsonl or .parquet files")
     dataset_dir: str = option("", "folder in the dataset, such as python")
     dataset_revision: str = option("", "branch, tag or commit of the dataset; the default is its main branch")
     dataset_split: str = option("train", "split of the dataset")
-    block_size: int = option(512, "tokens a packed text")
+    block_size: int = option(512, "tokens per packed sequence")
     streams: int = option(8, "readers that share a streamed dataset: a multiple of the number of processes")
-    shuffle_buffer: int = option(1000, "documents of a stream whose texts are shuffled together")
-    num_workers: int = option(2, "processes beside each training process that read its streams")
+    shuffle_buffer: int = option(1000, "documents of a stream whose sequences are shuffled together")
+    num_workers: int = option(2, "worker processes that read the streams of a training process")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(bool(self.train_files) or bool(self.dataset), "no train_files given, and no dataset")
         check(not (self.train_files and self.dataset), "both train_files and a dataset given: choose one")
         super().__post_init__()
-        for name in ("block_size", "streams", "shuffle_buffer"):
-            check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        check(self.num_workers >= 0, f"num_workers must be at least 0, not {self.num_workers}")
+        check_at_least(self, block_size=1, streams=1, shuffle_buffer=1, num_workers=0)

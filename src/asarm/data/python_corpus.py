@@ -1,9 +1,8 @@
-"""Python source files of this installation as a corpus to train on: written by hand, not evaluated on, and once each.
+"""Python source files of this installation as a corpus to train on, decontaminated and without near-duplicates.
 
 Files are those of Python's standard library and of the installed packages. Tests, vendored and generated files are left
-out, and so is every file that shares a line of some length, or the name and signature of a function, with a problem of
-an evaluation set (HumanEval). Of files that are nearly alike the first is kept. Short functions can be taken out of
-them.
+out, and so is every file that shares a long line, or the name and arguments of a function, with a problem of an
+evaluation set (HumanEval). Of near-duplicates the first is kept. Short functions can be extracted from the files.
 """
 
 import ast
@@ -26,27 +25,27 @@ UNWANTED_FOLDERS = {
 }  # fmt: skip
 UNWANTED_NAMES = re.compile(r"(^test_|_tests?\.py$|^tests?\.py$|^conftest\.py$|_pb2(_grpc)?\.py$|^_?version\.py$)")
 GENERATED = re.compile(r"(auto-?matically|auto-?)?\s*generated (by|from|file)|do not edit|@generated", re.IGNORECASE)
-HEAD = 2000  # characters in which a file says that it is generated
-SIZES = (400, 200_000)  # characters of a file that is taken
-LONGEST_LINE, MEAN_LINE = 400, 90  # longer ones are data
+HEAD = 2000  # first characters of a file, searched for a note that it is generated
+SIZES = (400, 200_000)  # fewest and most characters of a file
+LONGEST_LINE, MEAN_LINE = 400, 90  # characters; data has longer lines
 FEWEST_LETTERS = 0.35  # share of letters; tables of numbers have fewer
-SHARED_LINE = 40  # characters, white space left out, from which a line that an evaluation holds too tells of a copy
-SEEN_LINE = 12  # characters from which lines count when files are compared
-FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 60), 2000  # of a function that is taken
-MOST_DOCSTRING = 0.5  # share of a function that its docstring may take
-MOST_SEEN = 0.5  # share of such lines that other files may have had before
+SHARED_LINE = 40  # fewest characters, without white space, of a line that shows a copy from an evaluation set
+SEEN_LINE = 12  # fewest characters, without white space, of lines that are compared between files
+MOST_SEEN = 0.5  # share of a file's compared lines that earlier files may have, too
+FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 60), 2000  # fewest and most lines, and most characters, of a short function
+MOST_DOCSTRING = 0.5  # share of a short function that may be docstring
 
 
 @dataclass
-class Evaluation:
-    """What must not be trained on: long lines (without white space), and functions as name and arguments."""
+class ExcludedCode:
+    """Code that must not be trained on: long lines (without white space), and functions as name and arguments."""
 
     lines: set[str] = field(default_factory=set)
     signatures: set[str] = field(default_factory=set)
 
     @classmethod
-    def read(cls, paths: Iterable[str | Path]) -> "Evaluation":
-        """From JSON-lines files (also .gz) whose text fields hold code, as HumanEval's. InputError for other files."""
+    def read(cls, paths: Iterable[str | Path]) -> "ExcludedCode":
+        """From JSON-lines files (also .gz) whose string fields hold code, as HumanEval's. InputError for others."""
         found = cls()
         for path in paths:
             try:
@@ -58,21 +57,21 @@ class Evaluation:
                 found.signatures.update(signatures(text))
         return found
 
-    def holds(self, text: str) -> bool:
-        """Whether a file holds any of it."""
+    def overlaps(self, text: str) -> bool:
+        """Whether a file has any of these lines or functions."""
         return not self.lines.isdisjoint(long_lines(text, SHARED_LINE)) or not self.signatures.isdisjoint(
             signatures(text)
         )
 
 
 def long_lines(text: str, least: int) -> set[str]:
-    """The lines of a text without their white space, those of at least so many characters."""
+    """The lines of a text, without white space, that then have `least` characters or more."""
     lines = ("".join(line.split()) for line in text.splitlines())
     return {line for line in lines if len(line) >= least}
 
 
 def signatures(text: str) -> set[str]:
-    """Functions of at least one argument and a name of at least six letters, without annotations."""
+    """Functions with an argument and a name of six letters or more, as `name(arguments)` without annotations."""
     found = set()
     for name, arguments in re.findall(r"^\s*def +([a-z_0-9]{6,})\((.*?)\)", text, re.MULTILINE):
         names = [re.split(r"[:=]", part)[0].strip() for part in re.sub(r"\[.*?\]", "", arguments).split(",")]
@@ -82,10 +81,13 @@ def signatures(text: str) -> set[str]:
 
 
 def installed_files(folders: Iterable[str | Path] = ()) -> list[Path]:
-    """The .py files of the standard library and of the installed packages (or of other folders), sorted by path."""
+    """The .py files of `folders` (the standard library and the installed packages, if there are none), sorted by path.
+
+    Raises InputError for a folder that does not exist.
+    """
     paths = sysconfig.get_paths()
     roots = [Path(folder) for folder in folders] or [Path(paths[name]) for name in ("stdlib", "purelib", "platlib")]
-    files = set()
+    files: set[Path] = set()
     for root in roots:
         if not root.is_dir():
             raise InputError(f"no such folder: {root}")
@@ -94,7 +96,7 @@ def installed_files(folders: Iterable[str | Path] = ()) -> list[Path]:
 
 
 def is_hand_written(text: str) -> bool:
-    """Whether a text looks like code that a person wrote: of usual size and lines, not generated, and valid Python."""
+    """Whether a text looks like code that a person wrote: valid Python of usual size and lines, and not generated."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not SIZES[0] <= len(text) <= SIZES[1] or GENERATED.search(text[:HEAD]):
         return False
@@ -109,8 +111,8 @@ def is_hand_written(text: str) -> bool:
     return True
 
 
-def python_sources(files: Iterable[Path], evaluation: Evaluation) -> Iterator[tuple[Path, str]]:
-    """The files that are trained on, and their texts. What is left out, and why, is logged."""
+def python_sources(files: Iterable[Path], excluded: ExcludedCode) -> Iterator[tuple[Path, str]]:
+    """The files to train on, and their texts. Logs how many are left out, and why."""
     seen: set[int] = set()
     left_out = dict.fromkeys(("not UTF-8, generated, or no usual code", "of an evaluation set", "nearly alike"), 0)
     unusual, evaluated, alike = left_out
@@ -122,7 +124,7 @@ def python_sources(files: Iterable[Path], evaluation: Evaluation) -> Iterator[tu
             continue
         if not is_hand_written(text):
             left_out[unusual] += 1
-        elif evaluation.holds(text):
+        elif excluded.overlaps(text):
             left_out[evaluated] += 1
         else:
             lines = set(map(hash, long_lines(text, SEEN_LINE)))
@@ -135,9 +137,9 @@ def python_sources(files: Iterable[Path], evaluation: Evaluation) -> Iterator[tu
 
 
 def short_functions(texts: Iterable[str]) -> list[str]:
-    """The short functions of files, without decorators, each once, in random order (always the same).
+    """The short functions of files, without decorators, each once, in a fixed random order.
 
-    Methods are left out, as they speak of a class that is not in sight; functions inside of functions stay there.
+    Methods are left out, as they refer to a class that is not shown; nested functions stay where they are.
     """
     found: dict[str, str] = {}
     for function in (function for text in texts for function in _functions(text)):
@@ -148,7 +150,7 @@ def short_functions(texts: Iterable[str]) -> list[str]:
 
 
 def _functions(text: str) -> Iterator[str]:
-    """The short functions of a file of which at least half is code."""
+    """The short functions of a file that are not mostly docstring."""
     lines = text.splitlines(keepends=True)
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef):

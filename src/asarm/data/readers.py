@@ -8,6 +8,7 @@ import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO, TextIO, cast
 
 import pyarrow.parquet
 
@@ -23,7 +24,10 @@ STDLIB_PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json"
 
 
 def corpus_files(paths: list[str], extensions: Iterable[str] = (".txt",)) -> list[Path]:
-    """The files named, and those with one of the extensions in the folders named and the folders in them, sorted."""
+    """The files named, and the files below the folders named that have one of the extensions, sorted by folder.
+
+    `stdlib` stands for some packages of Python's standard library. Raises InputError if there are no such files.
+    """
     files = []
     for path in paths:
         if path == STDLIB and not Path(path).exists():
@@ -44,7 +48,7 @@ def corpus_files(paths: list[str], extensions: Iterable[str] = (".txt",)) -> lis
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file. Raises InputError when it cannot be read, is no UTF-8 or is empty."""
+    """The text of a UTF-8 file. Raises InputError when it cannot be read, is not UTF-8 or is empty."""
     text = "".join(piece for _, piece in documents(Path(path), as_text=True))
     if not text.strip():
         raise InputError(f"{path} is empty")
@@ -52,10 +56,10 @@ def read_text(path: str | Path) -> str:
 
 
 def documents(path: Path, text_field: str = "", as_text: bool = False) -> Iterator[tuple[bool, str]]:
-    """The documents of a file in pieces of about PIECE characters at most: (whether a document begins, piece).
+    """The documents of a file in pieces of about PIECE characters at most: (is the first of a document, piece).
 
-    A text file is one document; .jsonl and .parquet files (unless as_text) have one a line or row. Raises InputError,
-    with the line, for what cannot be read, is no UTF-8 or no JSON, or has no such field.
+    A text file is one document; .jsonl and .parquet files (unless as_text) have one per line or row. Raises InputError,
+    with the line, for what cannot be read, is not UTF-8 or JSON, or has no such field.
     """
     kind = Path(path.name.removesuffix(".gz")).suffix
     try:
@@ -72,12 +76,12 @@ def documents(path: Path, text_field: str = "", as_text: bool = False) -> Iterat
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _open(path: Path):
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def _first_wrong_byte(path: Path) -> str:
-    """Value and place of the first byte of a file that is not UTF-8."""
+    """Value and offset of the first byte of a file that is not UTF-8."""
     offset = 0
     with _open(path) as file:
         for line in file:
@@ -127,7 +131,7 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[tuple[bool, str]
 
 
 def find_field(names: Iterable[str], wanted: str, where: str) -> str:
-    """The field with the text: the one wanted, or else `text` or `content`. InputError when there is none."""
+    """The field with the text: the one wanted, or else `text` or `content`. Raises InputError when there is none."""
     names = list(names)
     for field in [wanted] if wanted else TEXT_FIELDS:
         if field in names:
@@ -137,9 +141,9 @@ def find_field(names: Iterable[str], wanted: str, where: str) -> str:
     )
 
 
-def pieces(file) -> Iterator[tuple[bool, str]]:
-    """A text file's characters in pieces: (whether it is the first, piece). The cuts lie before white space, where
-    tokenizers cut anyway."""
+def pieces(file: TextIO) -> Iterator[tuple[bool, str]]:
+    """A text file's characters in pieces: (is the first, piece). Cuts are before white space, where tokenizers cut
+    anyway."""
     text, first = file.read(PIECE), True
     while more := file.read(PIECE):
         tail = max(0, len(text) - 4096)

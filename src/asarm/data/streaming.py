@@ -1,12 +1,12 @@
-"""Streamed datasets: read, tokenised and packed on the fly, by any number of processes, resumable at any pass.
+"""Streamed datasets: read, tokenised and packed on the fly, by any number of processes, resumable at any step.
 
-The documents are dealt to `streams` readers, which share nothing. Pass number i of the whole run (counted over
-processes and accumulation steps) takes its texts from reader i mod streams; process r of w has the readers that are r
-modulo w. So the texts of a pass do not depend on the number of processes, as long as it divides that of the readers.
+The documents are dealt to `streams` readers, which share nothing. Micro-batch number i of the whole run (counted over
+processes and accumulation steps) comes from reader i mod streams; process r of w has the readers that are r modulo w.
+So micro-batches do not depend on the number of processes, as long as it divides that of the readers.
 
-A reader takes `shuffle_buffer` documents at a time, packs them, and shuffles the packed texts. Its state is where in
-the source these documents began, what the ones before left over, and how many texts have been given out: going on
-reads the documents again and leaves those out.
+A reader takes `shuffle_buffer` documents at a time (a chunk), packs them, and shuffles the packed sequences. Its state
+says where in the source the chunk began, which tokens the chunks before left over, and how many sequences of the chunk
+were given out: a resumed reader reads the chunk again and skips those.
 """
 
 import os
@@ -19,22 +19,22 @@ import fsspec.asyn
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
-from datasets.exceptions import DatasetNotFoundError
 
 from asarm.data.config import DataConfig
 from asarm.data.packed import document_ids
 from asarm.data.readers import find_field
 from asarm.tokenization.codec import TextCodec
-from asarm.utils.errors import InputError, first_line
+from asarm.utils.errors import InputError
+from asarm.utils.hub_errors import dataset_errors
 from asarm.utils.preemption import SIGNALS
 
 TOKENIZER_DOCUMENTS = 10_000
 
 
 def open_dataset(config: DataConfig) -> datasets.IterableDataset:
-    """The dataset, with its text column only. InputError, in one line, when it cannot be had or has no such column."""
+    """The dataset, with its text column only. Raises InputError when it cannot be opened or has no such column."""
     name = config.dataset
-    try:
+    with dataset_errors(name):
         dataset = datasets.load_dataset(
             name,
             data_dir=config.dataset_dir or None,
@@ -42,38 +42,32 @@ def open_dataset(config: DataConfig) -> datasets.IterableDataset:
             split=config.dataset_split,
             streaming=True,
         )
-        columns = dataset.column_names or list(next(iter(dataset)))
-    except DatasetNotFoundError as error:
-        if "gated" in str(error):
-            raise InputError(
-                f"the dataset {name} is gated: ask for access on its page, then log in with `hf auth login`"
-            ) from error
-        raise InputError(
-            f"no dataset {name}, neither a folder nor on the Hub (if it is private: `hf auth login`)"
-        ) from error
-    except StopIteration as error:
-        raise InputError(f"the dataset {name} is empty") from error
-    except OSError as error:
-        raise InputError(f"the dataset {name} cannot be reached: {first_line(error)}") from error
-    except (ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"the dataset {name} cannot be opened: {first_line(error)}") from error
+        columns = dataset.column_names or list(next(iter(dataset), {}))
+    if not columns:
+        raise InputError(f"the dataset {name} is empty")
     return dataset.select_columns([find_field(columns, config.text_field, f"the dataset {name}")])
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a document is kept for validation: by its own bytes, so that no order and no sharding matters."""
+    """Whether a document is kept for validation: decided by its bytes alone, so that order and sharding do not matter.
+
+    share: of all documents, about, that are.
+    """
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) < share * 2**32
 
 
 def texts_of(dataset: datasets.IterableDataset, batch: int) -> Iterator[list[str]]:
-    """The dataset's texts, `batch` at a time; documents without any are left out."""
+    """The dataset's texts, `batch` at a time; empty ones are left out."""
     for rows in dataset.iter(batch):
         (column,) = rows.values()
         yield [text for text in column if text]
 
 
 def held_out_blocks(config: DataConfig, codec: TextCodec, count: int) -> np.ndarray:
-    """The first held-out documents of the dataset, packed: at most `count` blocks [n, N] int32."""
+    """The first held-out documents of the dataset, packed: at most `count` blocks [n, N] int32.
+
+    Raises InputError if they do not fill one.
+    """
     parts, total = [], 0
     for texts in texts_of(open_dataset(config), 100):
         for text in texts:
@@ -98,24 +92,27 @@ def tokenizer_texts(config: DataConfig) -> Iterator[str]:
 
 
 class PackedStreams(torch.utils.data.IterableDataset):
-    """The readers `mine` of a dataset, in turns: (reader, texts [batch, N] int32, state of the reader behind them).
+    """Some readers of a dataset, in turns: yields (reader, sequences [batch, N] int32, state of the reader after them).
 
-    states: reader -> state, as given out before; readers that are not there begin at the beginning. Endless: a reader
-    that is through begins another epoch. With a DataLoader of W workers, W must divide the number of readers.
+    readers: their numbers. states: reader -> state, as yielded; readers that are missing begin at the beginning.
+    Endless: a reader that is through begins another epoch. With a DataLoader of W workers, W must divide the number of
+    readers.
     """
 
-    def __init__(self, config: DataConfig, codec: TextCodec, batch: int, seed: int, mine: list[int], states: dict):
+    def __init__(
+        self, config: DataConfig, codec: TextCodec, batch: int, seed: int, readers: list[int], states: dict[int, dict]
+    ):
         self.dataset, self.config, self.codec = open_dataset(config), config, codec
-        self.batch, self.seed, self.mine, self.states = batch, seed, mine, states
+        self.batch, self.seed, self.readers, self.states = batch, seed, readers, states
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray, dict]]:
         worker = torch.utils.data.get_worker_info()
-        mine = self.mine if worker is None else self.mine[worker.id :: worker.num_workers]
+        mine = self.readers if worker is None else self.readers[worker.id :: worker.num_workers]
         if worker is not None:
             fsspec.asyn.reset_lock()  # a lock that was copied with the process may never open
-        readers = [(reader, self.read(reader, self.states.get(reader))) for reader in mine]
+        streams = [(reader, self.read(reader, self.states.get(reader))) for reader in mine]
         while True:
-            for reader, batches in readers:
+            for reader, batches in streams:
                 yield reader, *next(batches)
 
     def source(self, reader: int) -> datasets.IterableDataset:
@@ -126,8 +123,7 @@ class PackedStreams(torch.utils.data.IterableDataset):
         return split_dataset_by_node(self.dataset, rank=reader, world_size=streams)
 
     def read(self, reader: int, state: dict | None) -> Iterator[tuple[np.ndarray, dict]]:
-        """Texts [batch, N] int32 of one reader, each with the state that goes on behind it."""
-        size, batch = self.config.block_size, self.batch
+        """Sequences [batch, N] int32 of one reader, epoch after epoch, each with the state to continue from."""
         state = state or {"epoch": 0, "chunk": 0, "given": 0, "left_over": [], "source": None}
         while True:
             source = self.source(reader)
@@ -137,18 +133,15 @@ class PackedStreams(torch.utils.data.IterableDataset):
             found = 0
             for texts in texts_of(source, self.config.shuffle_buffer):
                 tokens = np.concatenate([np.array(state["left_over"], dtype=np.int32), *map(self.tokens, texts)])
-                whole = len(tokens) // (batch * size) * batch * size
                 found += len(tokens)
-                rows = tokens[:whole].reshape(-1, size)
-                key = [self.seed, 4, reader, state["epoch"], state["chunk"]]
-                rows = rows[np.random.default_rng(key).permutation(len(rows))]
-                for given in range(state["given"], len(rows), batch):
-                    yield rows[given : given + batch], state | {"given": given + batch}
+                rows, left_over = self.shuffled(tokens, [self.seed, 4, reader, state["epoch"], state["chunk"]])
+                for given in range(state["given"], len(rows), self.batch):
+                    yield rows[given : given + self.batch], state | {"given": given + self.batch}
                 state = {
                     "epoch": state["epoch"],
                     "chunk": state["chunk"] + 1,
                     "given": 0,
-                    "left_over": tokens[whole:].tolist(),
+                    "left_over": left_over.tolist(),
                     "source": source.state_dict(),
                 }
             if not found:
@@ -158,21 +151,33 @@ class PackedStreams(torch.utils.data.IterableDataset):
                 )
             state = state | {"epoch": state["epoch"] + 1, "chunk": 0, "given": 0, "source": None}
 
+    def shuffled(self, tokens: np.ndarray, key: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [n] packed into whole batches of shuffled sequences [m, N], and the tokens left over. key: a seed."""
+        size = self.config.block_size
+        whole = len(tokens) // (self.batch * size) * self.batch * size
+        rows = tokens[:whole].reshape(-1, size)
+        return rows[np.random.default_rng(key).permutation(len(rows))], tokens[whole:]
+
     def tokens(self, text: str) -> np.ndarray:
-        """Tokens of one document, closed by eos; none if it is held out."""
+        """Tokens [n] int32 of one document, closed by eos; none if it is held out."""
         if is_held_out(text, self.config.held_out):
             return np.empty(0, dtype=np.int32)
         return document_ids(self.codec, text)
 
 
 def _ignore_stop_signals(_: int) -> None:
-    """A cluster's signals go to all processes: the training ends its step, saves, and then ends the workers."""
+    """Ignore a cluster's signals, which go to all processes: the trainer ends its step, saves, and ends the workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 class StreamBatches:
-    """This process's batches of a streamed dataset, and the states of its readers behind the last of them."""
+    """This process's batches of a streamed dataset, and the states of its readers after the last of them.
+
+    rank, ranks: this process, and how many there are. start: how many batches this process had before. states: of all
+    readers at that point; those that are missing begin at the beginning. Raises InputError if the processes cannot
+    share the streams, or the dataset cannot be opened.
+    """
 
     def __init__(
         self,
@@ -183,15 +188,15 @@ class StreamBatches:
         rank: int,
         ranks: int,
         start: int = 0,
-        states: dict | None = None,
+        states: dict[int, dict] | None = None,
     ):
-        """start: how many batches this process has had; states: of all readers, behind them."""
         if config.streams % ranks:
             raise InputError(f"streams={config.streams} is no multiple of the {ranks} processes: choose one that is")
         mine = list(range(rank, config.streams, ranks))
         turn = start % len(mine)
         mine = mine[turn:] + mine[:turn]
-        self.states = {reader: states[reader] for reader in mine if reader in (states or {})}
+        states = states or {}
+        self.states = {reader: states[reader] for reader in mine if reader in states}
         workers = max(n for n in range(config.num_workers + 1) if n == 0 or len(mine) % n == 0)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn about processes that fork
         packed = PackedStreams(config, codec, batch, seed, mine, self.states)
@@ -200,11 +205,11 @@ class StreamBatches:
         )
         self.batches = iter(loader)
 
-    def __iter__(self):
+    def __iter__(self) -> "StreamBatches":
         return self
 
     def __next__(self) -> np.ndarray:
-        """The next batch [batch, N]."""
+        """The next batch [batch, N] int32."""
         try:
             reader, rows, state = next(self.batches)
         except InputError as error:  # torch puts a worker's traceback into the message

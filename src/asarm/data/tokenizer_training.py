@@ -1,4 +1,4 @@
-"""Training of a tokenizer on the training files."""
+"""Training of a byte-level BPE tokenizer on the training data."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,14 +9,15 @@ from asarm.data.config import CorpusConfig
 from asarm.data.readers import corpus_files, documents
 from asarm.utils.errors import InputError
 
-TOKENIZER_TEXT = 100_000_000  # characters from which a tokenizer is trained
+TOKENIZER_TEXT = 100_000_000  # characters that a tokenizer is trained on
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE with the special tokens <eos>, <pad> and <mask> (ids 0, 1, 2); any text round-trips.
 
-    A newline is a token of its own: GPT-2's rule joins it to the indentation behind it, and then a text that is cut at
-    a line, as gaps in code are, has other tokens at the cut than the whole text, which a model takes for its end.
+    A newline is a token of its own. GPT-2's rule joins it to the indentation after it: then a text that is cut at a
+    line, as around gaps in code, has other tokens at the cut than the whole text, and a model takes the cut for the end
+    of the text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -36,7 +37,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def corpus_text(config: CorpusConfig) -> Iterator[str]:
-    """The text of the local files, for a tokenizer: TOKENIZER_TEXT characters at most."""
+    """The text of the local files in pieces, to train a tokenizer on: at most about TOKENIZER_TEXT characters."""
     left = TOKENIZER_TEXT
     for path in corpus_files(config.train_files, config.extensions):
         try:

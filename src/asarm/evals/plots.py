@@ -23,16 +23,16 @@ def plot_intervals(path: Path, found: list[dict], rows: str, labels: dict[str, s
     for row, group in zip(grid, groups, strict=True):
         for axes, (key, label) in zip(row, labels.items(), strict=True):
             for one in (one for one in found if one[rows] == group and key in one):
-                place, mean = models.index(one["model"]), factor * one[key]["mean"]
+                number, mean = models.index(one["model"]), factor * one[key]["mean"]
                 low, high = [factor * end for end in one[key]["interval_95"] or [one[key]["mean"]] * 2]
                 axes.errorbar(
-                    mean, names.index(one["variant"]) + 0.15 * (place - (len(models) - 1) / 2),
+                    mean, names.index(one["variant"]) + 0.15 * (number - (len(models) - 1) / 2),
                     xerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]],
-                    marker="o", capsize=3, color=f"C{place}",
+                    marker="o", capsize=3, color=f"C{number}",
                 )  # fmt: skip
             axes.set(xlabel=label, title=group, yticks=range(len(names)), yticklabels=names)
             axes.grid(alpha=0.3)
     grid[0, 0].invert_yaxis()  # shared by all
-    points = [plt.Line2D([], [], color=f"C{place}", marker="o", label=name) for place, name in enumerate(models)]
+    points = [plt.Line2D([], [], color=f"C{number}", marker="o", label=name) for number, name in enumerate(models)]
     figure.legend(handles=points, loc="outside lower center", ncols=len(models))
     return save_figure(figure, path)

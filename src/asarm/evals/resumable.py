@@ -1,34 +1,110 @@
-"""What every evaluation does: claim a folder, find out what is left to do, write line after line, go on after a stop.
+"""Evaluations that go on where they stopped: the protocol that all of them follow.
 
-An evaluation is a list of units. A unit is run and written at once, as one or more lines of `samples.jsonl`; a line
-says by some of its fields which unit it belongs to. Results must be a function of the settings, not of what was run
-before in the same process.
+An evaluation is a list of units. A unit is run, timed and written at once, as one or more lines of `samples.jsonl`; a
+line says by some of its fields which unit it belongs to. Results must be a function of the settings, not of what was
+run before in the same process.
 """
 
 import json
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from asarm.evals.config import EvalConfig
+from asarm.evals.config import EvalConfig, Variant
+from asarm.utils.config import flat
 from asarm.utils.errors import InputError
-from asarm.utils.files import write_json
+from asarm.utils.files import write_json, write_text
 from asarm.utils.jsonl import read_json_lines, write_json_lines
 from asarm.utils.progress import update_seconds
 from asarm.utils.provenance import provenance
 
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
-class Unit(Protocol):
-    """What is run and written at once. key: tells it from all others, and is found in its lines. size: its lines.
-    name: shown beside the progress bar."""
 
-    key: tuple
-    size: int
+@dataclass
+class Unit(Generic[Item]):
+    """Items that are decoded together under one variant.
+
+    key: the fields of its lines that tell it from all other units. name: shown beside the progress bar. system: what
+    decodes, where an evaluation compares several.
+    """
+
+    key: dict[str, Any]
+    variant: Variant
+    items: Sequence[Item]
     name: str
+    system: Any = None
+
+
+class Evaluation(ABC, Generic[Item]):
+    """One evaluation in a folder. Subclasses load models and data when they are made."""
+
+    word = "item"  # what a line is about
+
+    def __init__(self, config: EvalConfig):
+        self.output = Path(config.output_dir)
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What the results depend on: a folder holds results of one setting only."""
+
+    @abstractmethod
+    def units(self) -> list[Unit[Item]]:
+        """All units, in the order in which they are run."""
+
+    @abstractmethod
+    def run(self, unit: Unit[Item]) -> list[dict]:
+        """Run one unit: a line for each of its items."""
+
+    @abstractmethod
+    def report(self) -> dict:
+        """Write metrics, tables and plots, made from the result files only. Returns the metrics."""
+
+    @abstractmethod
+    def summary(self, metrics: dict) -> str:
+        """What is printed at the end; it fits a screen."""
+
+    def describe(self, todo: int, total: int) -> str:
+        """A line for the log. todo, total: numbers of lines."""
+        return f"{todo} of {total} {self.word}s to do"
+
+    def warm_up(self, todo: Sequence[Unit[Item]]) -> None:
+        """Decode a little with each variant, so that no timing pays for first calls."""
+
+    def complete(self) -> dict:
+        """Run the units that are still to do, then report. Returns the metrics.
+
+        Raises InputError when the folder holds results of other settings.
+        """
+        claim(self.output, self.settings())
+        samples, units = self.output / "samples.jsonl", self.units()
+        todo = unfinished(samples, units)
+        logger.info("%s", self.describe(*(sum(len(unit.items) for unit in some) for some in (todo, units))))
+        self.warm_up(todo)
+        run_units(samples, units, todo, self.run, self.word)
+        return self.report()
+
+    def lines(self) -> list[dict]:
+        """The lines of `samples.jsonl`."""
+        return read_json_lines(self.output / "samples.jsonl")
+
+    def write_results(self, metrics: dict, **texts: str) -> dict:
+        """Write metrics.json, with the run's settings and provenance, and text files. Returns what metrics.json holds.
+
+        texts: contents by name, with an underscore for the dot (`table_md`).
+        """
+        metrics = metrics | json.loads((self.output / "config.json").read_text(encoding="utf-8"))
+        write_json(self.output / "metrics.json", metrics)
+        for name, text in texts.items():
+            write_text(self.output / name.replace("_", "."), text)
+        return metrics
 
 
 def sampling_seed(*numbers: int) -> int:
@@ -36,51 +112,61 @@ def sampling_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def run_settings(config: EvalConfig, *left_out: str) -> dict:
+def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """The items in batches of `size`; the last one may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def take_turns(variants: list[Variant], batch: int) -> list[Variant]:
+    """The variants in the order of batch number `batch`: each batch begins with another one, so that a machine that
+    slows down slows all of them."""
+    turn = batch % max(1, len(variants))
+    return variants[turn:] + variants[:turn]
+
+
+def run_settings(config: EvalConfig, *left_out: str) -> dict[str, Any]:
     """What the results of a run depend on, as far as its options and the machine go. left_out: options that they do not
     depend on."""
     unwanted = ("output_dir", "sampler", "draft", *left_out)
-    kept = {name: value for name, value in asdict(config).items() if name not in unwanted}
+    kept = {name: value for name, value in flat(config).items() if name not in unwanted}
     return kept | {"hardware": provenance()["device"]}
 
 
-def claim(output: Path, settings: dict) -> None:
+def claim(output: Path, settings: dict[str, Any]) -> None:
     """Make `output` the folder of a run with these settings, or raise InputError if it is another's."""
     path = output / "config.json"
     settings = json.loads(json.dumps(settings))
-    if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is not of this evaluation: choose another output_dir") from error
-        changed = [name for name in settings | before if settings.get(name) != before.get(name)]
-        if changed:
-            shown = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in changed)
-            raise InputError(f"{output} holds results of other settings ({shown}): choose another output_dir")
-    else:
+    if not path.exists():
         write_json(path, {"settings": settings, "provenance": provenance()})
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not of this evaluation: choose another output_dir") from error
+    changed = [name for name in settings | before if settings.get(name) != before.get(name)]
+    if changed:
+        shown = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in changed)
+        raise InputError(f"{output} holds results of other settings ({shown}): choose another output_dir")
 
 
-def unfinished(path: Path, units: Sequence[Unit], fields: Sequence[str]) -> list[Unit]:
-    """The units whose lines are not all in `path`. Torn lines and lines of torn units are removed from it.
-
-    fields: those of a line that make the key of its unit.
-    """
+def unfinished(path: Path, units: Sequence[Unit]) -> list[Unit]:
+    """The units whose lines are not all in `path`. Torn lines and lines of torn units are removed from it."""
     lines = read_json_lines(path)
-    keys = [tuple(line[field] for field in fields) for line in lines]
-    found = {}
+    names = tuple(units[0].key) if units else ()
+    keys = [tuple(line[name] for name in names) for line in lines]
+    found: dict[tuple, int] = {}
     for key in keys:
         found[key] = found.get(key, 0) + 1
-    done = {unit.key for unit in units if found.get(unit.key) == unit.size}
+    done = {key for unit in units if found.get(key := tuple(unit.key.values())) == len(unit.items)}
     write_json_lines(path, [line for key, line in zip(keys, lines, strict=True) if key in done])
-    return [unit for unit in units if unit.key not in done]
+    return [unit for unit in units if tuple(unit.key.values()) not in done]
 
 
 def run_units(
     path: Path, units: Sequence[Unit], todo: Sequence[Unit], run: Callable[[Unit], list[dict]], word: str
 ) -> None:
     """Run those of the units that are still to do and append their lines to `path`. word: what a line is about."""
-    total, left = (sum(unit.size for unit in some) for some in (units, todo))
+    total, left = (sum(len(unit.items) for unit in some) for some in (units, todo))
     with (
         path.open("a", encoding="utf-8") as file,
         tqdm(total=total, initial=total - left, unit=word, mininterval=update_seconds()) as bar,

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 BASELINE = "sequential"
@@ -14,14 +15,14 @@ RESAMPLES = 2000
 Group = dict[int, list[dict]]  # the lines of each text, by its index
 
 
-def mean_se(values) -> dict[str, float | int | None]:
+def mean_se(values: ArrayLike) -> dict[str, float | int | None]:
     """Mean, its standard error (None for one value) and n."""
     values = np.asarray(values, dtype=float)
     error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": float(values.mean()), "se": None if error is None else float(error), "n": len(values)}
 
 
-def paired(values, baseline) -> dict:
+def paired(values: ArrayLike, baseline: ArrayLike) -> dict:
     """Paired comparison of values - baseline [n] each: mean difference, its 95 % interval, t-test and Wilcoxon p.
 
     With fewer than 2 pairs there is no test, and the fields are None.
@@ -40,7 +41,7 @@ def paired(values, baseline) -> dict:
     return result | {"interval_95": interval, "t_test_p": float(test.pvalue), "wilcoxon_p": float(wilcoxon.pvalue)}
 
 
-def equality(values, baseline, margin: float) -> dict:
+def equality(values: ArrayLike, baseline: ArrayLike, margin: float) -> dict:
     """Are paired values the same as the baseline up to a margin? Two one-sided t-tests (TOST), and a statement.
 
     verdict: "same" if both one-sided tests reject a difference beyond the margin at 0.05; otherwise "different" if
@@ -71,14 +72,14 @@ def bootstrap_interval(values: Sequence[float], resamples: int = RESAMPLES) -> l
     """
     if len(values) < 2:
         return None
-    values, generator = np.asarray(values, dtype=float), np.random.default_rng(0)
-    means = stats.bootstrap((values,), np.mean, n_resamples=resamples, method="percentile", batch=100, rng=generator)
+    numbers, generator = np.asarray(values, dtype=float), np.random.default_rng(0)
+    means = stats.bootstrap((numbers,), np.mean, n_resamples=resamples, method="percentile", batch=100, rng=generator)
     return [float(end) for end in means.confidence_interval]
 
 
 def grouped(lines: list[dict], fields: Sequence[str]) -> dict[tuple, Group]:
     """{values of the fields: {index of the text: its lines}}, in the order of first appearance."""
-    groups = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple, Group] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         groups[tuple(line[field] for field in fields)][line["index"]].append(line)
     return groups

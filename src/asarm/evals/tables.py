@@ -1,5 +1,7 @@
 """Markdown tables and the numbers in them."""
 
+FEWEST = 20  # items from which intervals and tests say anything
+
 
 def plus_minus(value: dict, digits: int) -> str:
     """Mean ± standard error, as `mean_se` gives them."""
@@ -30,3 +32,23 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def aligned_table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table whose columns line up on a terminal: the first is text, the others are numbers."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        padded = [
+            cells[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)),
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    return "\n".join(map(line, [header, rule, *rows])) + "\n"
+
+
+def too_few(count: int, what: str) -> str:
+    """What stands in the place of statistics on fewer than FEWEST items."""
+    return f"{count} {what} are too few for intervals and tests."

@@ -1,79 +1,50 @@
-"""The contract of every backbone. Samplers, objectives and evaluations know nothing else of a model.
+"""The contract of every backbone, `AnyOrderModel`, and what its attention layers share.
 
-Tokens come in rank order (see `asarm.models.rank_order`), so that a mask is one integer a row: how many ranks it sees.
+Samplers, objectives and evaluations know nothing else of a model. Tokens come in rank order (see
+`asarm.models.rank_order`), so that a mask is one integer a row: how many ranks it sees.
 
-Shapes: B rows of the batch, C content tokens, Q queries, E width, V vocabulary.
+Shapes: B rows of the batch, C content tokens, Q queries, R = C + Q rows of the network, T visible ranks, E width,
+H heads, D head width, V vocabulary.
 """
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from asarm.models.draft_head import DraftHead
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import linear
+from asarm.models.ops import small_batch_linear
 
 BLOCK_ROWS = 128
-
-
-def joined_contexts(content_context: torch.Tensor, query_context: torch.Tensor) -> torch.Tensor:
-    """Contexts [1 or B, C] and [1 or B, Q] of the two streams -> [1 or B, C + Q]."""
-    rows = max(len(content_context), len(query_context))
-    return torch.cat((content_context.expand(rows, -1), query_context.expand(rows, -1)), dim=1)
-
-
-class RowBlock(NamedTuple):
-    """Rows of the network that read keys together: rows first..stop-1, of which none sees more than `reach` ranks."""
-
-    first: int
-    stop: int
-    reach: int
-
-
-def row_blocks(context: torch.Tensor, count: int, seen: int) -> tuple[list[RowBlock], list[RowBlock]]:
-    """Blocks of all rows, and of the queries alone. context: [1 or B, R] of `joined_contexts`, `count` rows of content.
-
-    Contexts grow along each stream, so that in a pass over whole texts a block leaves out the keys of later ranks: half
-    of all scores. The few rows of a decoding step are one block; so are all rows for a compiler, which does not wait
-    for values.
-    """
-    rows = context.shape[1]
-    queries = [RowBlock(count, rows, seen)]
-    if rows <= BLOCK_ROWS or torch.compiler.is_compiling():
-        return [RowBlock(0, rows, seen)], queries
-    bounds = [*range(0, count, BLOCK_ROWS), *range(count, rows, BLOCK_ROWS), rows]
-    furthest = context.clamp(1, seen).amax(0)  # [R]
-    reaches = torch.stack([furthest[a:b].max() for a, b in pairwise(bounds)]).tolist()
-    blocks = [RowBlock(a, b, reach) for (a, b), reach in zip(pairwise(bounds), reaches, strict=True)]
-    return blocks, [block for block in blocks if block.first >= count] or queries
 
 
 class AnyOrderModel(PreTrainedModel):
     """A two-stream model in rank order. Its config has `vocab_size`, `n_positions`, `mask_token_id` and `draft_head`.
 
-    draft_head: the head that config.draft_head, its hidden width, asks for; None where that is 0.
+    draft_head: None, or the draft head whose hidden width is config.draft_head.
     """
 
     supports_gradient_checkpointing = True
+    draft_head: DraftHead | None
 
     def add_draft_head(self, width: int) -> None:
         """Give the model the draft head that `config.draft_head` asks for. width: of final states.
 
-        The network is trained without it, and it without the network (`asarm.training.draft_head`).
+        The head is trained by itself (`asarm.training.draft_head`), with the network frozen.
         """
         hidden = self.config.draft_head
         self.draft_head = DraftHead(width, hidden).requires_grad_(False) if hidden else None
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What keys and values are computed in: the dtype of autocast where it is on, else that of the weights."""
+        """The dtype of keys and values: that of autocast where it is on, else that of the weights."""
         kind = self.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
 
-    def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> KeyValueCache:
-        """An empty cache for `batch` rows of at most `capacity` ranks, all at positions below `span`.
+    def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> Any:
+        """An empty `KeyValueCache` for `batch` rows of at most `capacity` ranks, all at positions below `span`.
 
         static: see `KeyValueCache`. The weights must not change while the cache is used.
         """
@@ -86,40 +57,111 @@ class AnyOrderModel(PreTrainedModel):
         content_context: torch.Tensor,
         query_positions: torch.Tensor,
         query_context: torch.Tensor,
-        cache: KeyValueCache | None = None,
+        cache: Any = None,
     ) -> torch.Tensor:
         """Final states of the query stream [B, Q, E].
 
-        tokens, positions: [B, C] int64, known tokens in rank order and their places in the text. Without a cache they
-            have ranks 0..C-1; with one, row b's have ranks cache.lengths[b]..cache.lengths[b]+C-1.
-        content_context: [B, C] int64, how many ranks each of them sees, itself counted (at least 1).
-        query_positions: [B, Q] int64, the places to be predicted.
+        tokens, positions: [B, C] int64, known tokens in rank order and their positions in the sequence. Without a cache
+            they have ranks 0..C-1; with one, row b's have ranks cache.lengths[b]..cache.lengths[b]+C-1.
+        content_context: [B, C] int64, how many ranks each of them sees, including its own (at least 1).
+        query_positions: [B, Q] int64, the positions to be predicted.
         query_context: [B, Q] int64, how many ranks each query sees; 0 is allowed.
         Contexts that are the same in all rows may be given once, as [1, C] and [1, Q]: masks are then shared.
-        cache: takes the keys and values of the tokens; its lengths are left to the caller.
+        cache: of `new_cache`. It stores keys and values of the tokens; its lengths are left to the caller.
 
-        Where the context lets a row see fewer ranks than there are, the rest of the row is padding.
+        Where the contexts of a row are less than the number of ranks, the rest of the row is padding.
         """
         raise NotImplementedError
 
     def output_layer(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight [V, E] and bias [V] (or None) that make logits of final states."""
+        """Weight [V, E] and bias [V] (or None) that turn final states into logits."""
         raise NotImplementedError
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Final states [..., E] -> logits [..., V]; the mask token's is -inf, for it is never sampled."""
-        logits = linear(hidden, *self.output_layer())
+        """Final states [..., E] -> logits [..., V]; the mask token's is -inf, as it is never sampled."""
+        logits = small_batch_linear(hidden, *self.output_layer())
         if self.config.mask_token_id is not None:
             logits[..., self.config.mask_token_id] = float("-inf")
         return logits
 
     def follow(self, states: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        """Final states [B, Q, E] of drafting queries -> those that know the tokens [B, Q] to the left of their places.
+        """Final states [B, Q, E] of drafting queries, conditioned on the tokens [B, Q] to their left: [B, Q, E].
 
-        For models with a draft head (`draft_head` is not None).
+        For models that have a draft head.
         """
+        assert self.draft_head is not None
         return self.draft_head(states, self.get_input_embeddings()(left))
 
-    def forward(self, *arguments, **keywords) -> torch.Tensor:
+    def forward(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """One function evaluation: logits [B, Q, V] of the queries. Arguments as in `hidden`."""
         return self.logits(self.hidden(*arguments, **keywords))
+
+
+class RowBlock(NamedTuple):
+    """Rows start..stop-1 of the network, which read keys together: none of them sees more than `reach` ranks."""
+
+    start: int
+    stop: int
+    reach: int
+
+
+class Visibility(NamedTuple):
+    """What the rows of the network, content first, may read.
+
+    unseen: [1 or B, 1, R, T] bool, the ranks that a row does not see.
+    empty: [1 or B, R, 1] bool, rows that see nothing. They get one key all the same, and what they read is discarded.
+    every_row, query_rows: blocks of all rows, and of the queries alone.
+    """
+
+    unseen: torch.Tensor
+    empty: torch.Tensor
+    every_row: list[RowBlock]
+    query_rows: list[RowBlock]
+
+
+def visibility(
+    count: int, content_context: torch.Tensor, query_context: torch.Tensor, cache: KeyValueCache | None
+) -> Visibility:
+    """What `count` rows of content and all queries may read. Contexts and cache: as in `AnyOrderModel.hidden`.
+
+    For a compiler `count` must be the size of the very tensor that the rows are made of.
+    """
+    batch = max(len(content_context), len(query_context))
+    context = torch.cat((content_context.expand(batch, -1), query_context.expand(batch, -1)), dim=1)  # [1 or B, R]
+    ranks = max(count, 1) if cache is None else cache.visible_slots(context)
+    unseen = torch.arange(ranks, device=context.device) >= context.clamp(min=1)[:, None, :, None]
+    return Visibility(unseen, (context == 0)[..., None], *row_blocks(context, count, ranks))
+
+
+def row_blocks(context: torch.Tensor, count: int, ranks: int) -> tuple[list[RowBlock], list[RowBlock]]:
+    """Blocks of all rows, and of the queries alone. context: [1 or B, R], `count` rows of which are content.
+
+    Contexts grow along each stream, so that in a pass over whole sequences a block need not read the keys of later
+    ranks, which saves half of all scores. The few rows of a decoding step are one block. So are all rows for a
+    compiler, which cannot wait for values.
+    """
+    rows = context.shape[1]
+    queries = [RowBlock(count, rows, ranks)]
+    if rows <= BLOCK_ROWS or torch.compiler.is_compiling():
+        return [RowBlock(0, rows, ranks)], queries
+    bounds = [*range(0, count, BLOCK_ROWS), *range(count, rows, BLOCK_ROWS), rows]
+    furthest = context.clamp(1, ranks).amax(0)  # [R]
+    reaches = torch.stack([furthest[a:b].max() for a, b in pairwise(bounds)]).tolist()
+    blocks = [RowBlock(a, b, reach) for (a, b), reach in zip(pairwise(bounds), reaches, strict=True)]
+    return blocks, [block for block in blocks if block.start >= count] or queries
+
+
+def readable(
+    keys: torch.Tensor, values: torch.Tensor, cache: KeyValueCache | None, layer: int, ranks: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `ranks` keys and values, [B, H, T, D] each, once those of the new content [B, H, C, D] are known.
+
+    A cache stores the new ones as those of a layer. Without one, and without content, there is one scratch key.
+    """
+    if cache is not None:
+        cache.write(layer, keys, values)
+        return cache.read(layer, ranks)
+    if keys.shape[2] == 0:
+        scratch = keys.new_zeros(*keys.shape[:2], 1, keys.shape[3])
+        return scratch, scratch
+    return keys, values

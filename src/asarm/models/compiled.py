@@ -1,25 +1,28 @@
 """Decoding steps of static shape, so that `torch.compile` and CUDA graphs can replay them.
 
-A decoding step is bound by the launching of its kernels, then by reading the weights: more rows cost next to nothing.
-So tokens, queries and rows are filled up to powers of two, all slots of the cache are read, and the few shapes that
-remain are compiled once and, on a GPU, recorded as CUDA graphs. Long prompts are read in the ordinary way.
+The time of a decoding step is that of launching its kernels, then that of reading the weights: more rows cost next to
+nothing. So tokens, queries and rows are padded to powers of two, and all slots of the cache are read. The few shapes
+that remain are compiled once and, on a GPU, recorded as CUDA graphs. Long prompts are read without compilation.
 """
 
 import logging
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from asarm.models.backbone import AnyOrderModel
+from asarm.models.draft_head import DraftHead
 from asarm.models.kv_cache import KeyValueCache
 from asarm.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 CHOICES = ("auto", "on", "off")
-FEWEST, MOST_TOKENS, MOST_QUERIES = 2, 32, 64  # compilers make a case of its own of 1; more is no decoding step
-SLOTS = 64  # capacities are rounded up to a multiple, so that texts of like lengths share what was compiled
+MIN_WIDTH, MAX_TOKENS, MAX_QUERIES = 2, 32, 64  # compilers specialise on width 1; above the maxima it is no step
+SLOTS = 64  # capacities are rounded up to a multiple, so that sequences of similar lengths share compiled steps
 
 
-def compiled_for_decoding(model, choice: str = "auto"):
+def compiled_for_decoding(model: AnyOrderModel, choice: str = "auto") -> "AnyOrderModel | CompiledModel":
     """The model, its decoding steps compiled if choice is "on", or "auto" and the model is on a GPU.
 
     Samplers take the result in the model's place; its weights must not change from then on. Raises InputError for
@@ -36,8 +39,8 @@ def power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-class FilledCache:
-    """The first rows of a static cache whose batch is a power of two; the others are scratch.
+class PaddedCache:
+    """The first rows of a static cache whose batch is a power of two; the other rows are scratch.
 
     lengths: [B] int64, of the real rows.
     """
@@ -66,36 +69,38 @@ class FilledCache:
 class CompiledModel:
     """Stands in for a model in the samplers (see `compiled_for_decoding`). One batch is decoded at a time."""
 
-    def __init__(self, model):
+    def __init__(self, model: AnyOrderModel):
         self.model, self.config, self.device = model, model.config, model.device
-        # Shapes are symbolic: one compilation serves all of them. On a GPU each is recorded as a CUDA graph besides.
+        # Shapes are symbolic: one compilation serves all of them. On a GPU each is also recorded as a CUDA graph.
         self.mode = "reduce-overhead" if model.device.type == "cuda" else "default"
-        self.step = torch.compile(model.hidden, dynamic=True, fullgraph=True, mode=self.mode)
+        self.step: Any = torch.compile(model.hidden, dynamic=True, fullgraph=True, mode=self.mode)
         self.caches: dict[tuple[int, int, int], KeyValueCache] = {}
 
     def static_cache(self, batch: int, capacity: int, span: int) -> KeyValueCache:
-        """The static cache of this shape: always the same, for recorded graphs know it by its address."""
+        """The static cache of this shape: always the same one, since recorded graphs know it by its address."""
         if any(key[1:] != (capacity, span) for key in self.caches):
-            self.caches.clear()  # those of other texts
+            self.caches.clear()  # left by sequences of other lengths
         if (batch, capacity, span) not in self.caches:
             cache = self.model.new_cache(batch, capacity, span, static=True)
             for tensor in cache.row_tensors():
-                torch._dynamo.mark_static_address(tensor, guard=False)  # else its changes would rule out CUDA graphs
+                torch._dynamo.mark_static_address(tensor, guard=False)  # else its mutation would rule out CUDA graphs
             self.caches[batch, capacity, span] = cache
         return self.caches[batch, capacity, span]
 
-    def new_cache(self, batch: int, capacity: int, span: int) -> FilledCache:
+    def new_cache(self, batch: int, capacity: int, span: int) -> PaddedCache:
+        """As in `AnyOrderModel`."""
+
         def rounded(number: int) -> int:
             return -(-number // SLOTS) * SLOTS
 
-        return FilledCache(self, batch, rounded(capacity), rounded(span))
+        return PaddedCache(self, batch, rounded(capacity), rounded(span))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As in `AnyOrderModel`."""
         return self.model.logits(hidden)
 
     @property
-    def draft_head(self):
+    def draft_head(self) -> DraftHead | None:
         """As in `AnyOrderModel`."""
         return self.model.draft_head
 
@@ -103,45 +108,55 @@ class CompiledModel:
         """As in `AnyOrderModel`."""
         return self.model.follow(states, left)
 
-    def __call__(self, *arguments, **keywords) -> torch.Tensor:
+    def __call__(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """As in `AnyOrderModel`."""
         return self.logits(self.hidden(*arguments, **keywords))
 
-    def hidden(self, tokens, positions, content_context, query_positions, query_context, cache=None) -> torch.Tensor:
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        content_context: torch.Tensor,
+        query_positions: torch.Tensor,
+        query_context: torch.Tensor,
+        cache: PaddedCache | None = None,
+    ) -> torch.Tensor:
         """As in `AnyOrderModel`; without a cache there is nothing to replay."""
         if cache is None:
             return self.model.hidden(tokens, positions, content_context, query_positions, query_context)
         batch, queries = query_positions.shape
-        inner = cache.inner
-        rows = len(inner.lengths) - batch
-        static = tokens.shape[1] <= MOST_TOKENS and queries <= MOST_QUERIES
+        scratch_rows = len(cache.inner.lengths) - batch
+        is_step = tokens.shape[1] <= MAX_TOKENS and queries <= MAX_QUERIES
 
-        def filled(part: torch.Tensor, value: int) -> torch.Tensor:
-            width = max(FEWEST, power_of_two(part.shape[1])) if static else part.shape[1]
-            return F.pad(part, (0, width - part.shape[1], 0, rows), value=value)
+        def padded(part: torch.Tensor, value: int) -> torch.Tensor:
+            width = max(MIN_WIDTH, power_of_two(part.shape[1])) if is_step else part.shape[1]
+            return F.pad(part, (0, width - part.shape[1], 0, scratch_rows), value=value)
 
-        # What is filled in sees one slot, whatever it holds, and writes behind the lengths.
+        # Padding sees one slot, whatever it holds, and writes after the lengths.
         arguments = (
-            filled(tokens, 0),
-            filled(positions, 0),
-            filled(content_context, 1),
-            filled(query_positions, 0),
-            filled(query_context, 1),
-            inner,
+            padded(tokens, 0),
+            padded(positions, 0),
+            padded(content_context, 1),
+            padded(query_positions, 0),
+            padded(query_context, 1),
+            cache.inner,
         )
-        states = self.replay(arguments) if static else self.model.hidden(*arguments)
+        states = self.replay(arguments) if is_step else self.model.hidden(*arguments)
         return states[:batch, :queries]
 
-    def replay(self, arguments) -> torch.Tensor:
-        """The compiled step, or the model itself from the first failure of the compiler on."""
+    def replay(self, arguments: tuple[Any, ...]) -> torch.Tensor:
+        """The compiled step; after the first failure of the compiler, the model itself."""
         if self.step is None:
             return self.model.hidden(*arguments)
         try:
             if self.mode == "reduce-overhead":
                 torch.compiler.cudagraph_mark_step_begin()  # the states of the step before were used up
             return self.step(*arguments)
-        except Exception as error:  # compilers raise everything there is
+        except Exception as error:  # compilers raise exceptions of all kinds
             reason = str(error).strip().splitlines() or [type(error).__name__]
             logger.warning("decoding without torch.compile, which failed here: %s", reason[0])
             self.step = None
             return self.model.hidden(*arguments)
+
+
+DecodingModel = AnyOrderModel | CompiledModel  # what samplers and scores take

@@ -1,19 +1,20 @@
-"""A light head that tells a drafting query the token to the left of its place, which the network did not show it.
+"""`DraftHead`: a small head that conditions a draft on the token to its left.
 
-Drafts for a window are made in one call, so each is blind to those before it. Once the token to the left is drawn, this
-head moves the query's final state by it: two small matrices instead of another call of the network (compare Domino,
-arXiv 2605.29707). Drafts may have any law, so the head touches the speed of decoding and never its law.
+The drafts of a window are made in one call of the network, so none of them depends on those before it. Once the token
+to the left is drawn, this head shifts the query's final state by it: two small matrices instead of another call of the
+network (compare Domino, arXiv 2605.29707). Drafts may have any distribution, so the head changes the speed of decoding
+and never what is sampled.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asarm.models.ops import linear
+from asarm.models.ops import small_batch_linear
 
 
 class DraftHead(nn.Module):
-    """width: of the model. hidden: of the head."""
+    """A two-layer perceptron with a residual connection. width: of the model. hidden: of the head."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -22,5 +23,5 @@ class DraftHead(nn.Module):
 
     def forward(self, states: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         """Final states [..., E] of queries, and embeddings [..., E] of the tokens to their left -> states [..., E]."""
-        hidden = linear(torch.cat((states, left), dim=-1), self.fc.weight, self.fc.bias)
-        return states + linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias)
+        hidden = small_batch_linear(torch.cat((states, left), dim=-1), self.fc.weight, self.fc.bias)
+        return states + small_batch_linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias)

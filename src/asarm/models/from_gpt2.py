@@ -1,23 +1,26 @@
-"""The model that training starts from: an any-subset model as it is, or one made of GPT-2's weights.
+"""`start_from`: the model that training starts from, an any-subset model as it is or one made of GPT-2's weights.
 
-GPT-2's weights serve both streams of our `gpt2` backbone. Its learned positions `wpe` are dropped, for positions are
-rotary here; what that costs, and the bidirectional prompt, are left to the training.
+GPT-2's weights serve both streams of our `gpt2` backbone. Its learned positions `wpe` are dropped, as positions are
+rotary here. Training has to make up for that, and to teach the model bidirectional prompts.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from asarm.models.backbone import AnyOrderModel
-from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config, Block
 from asarm.models.load import BACKBONES, TOKENIZER_FILES, load, model_folder, read_config, read_tokenizer, read_weights
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 
 GPT2 = GPT2Config.model_type
-# The settings of GPT-2's config that change what it computes, and the values with which it is our `gpt2` backbone.
-# `reorder_and_upcast_attn` is not among them, it changes the rounding only; nor is dropout, which we have none of.
+# The settings of GPT-2's config that change what it computes, with the values that our `gpt2` backbone implements.
+# `reorder_and_upcast_attn` is not among them, as it changes the rounding only; nor is dropout, which we do not have.
 SETTINGS = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three ways to write GELU-tanh
     "scale_attn_weights": (True,),
@@ -28,7 +31,7 @@ SETTINGS = {
 
 
 class GPT2Weights(GPT2LMHeadModel):
-    """GPT-2 as `transformers` has it, to read checkpoints with. Older ones hold the constants of causal masks, too."""
+    """The GPT-2 of `transformers`, to read checkpoints with. Older ones also hold the constants of causal masks."""
 
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)attn\.(masked_)?bias$"]  # noqa: RUF012 (transformers' name)
 
@@ -36,19 +39,19 @@ class GPT2Weights(GPT2LMHeadModel):
 def start_from(
     name: str | Path, revision: str | None = None, white_space: str = "auto"
 ) -> tuple[AnyOrderModel, TextCodec]:
-    """A model to train, in float32, and the codec of its texts, from any-subset, XLNet or GPT-2 weights.
+    """A model to train, in float32, and its codec, from any-subset, XLNet or GPT-2 weights.
 
     name, revision: as in `model_folder`. white_space: as in `load`; for GPT-2 "auto" is "plain".
 
-    GPT-2's tokenizer gets the token <mask> (unless it has a mask token), and its eos token as pad token if it has none.
-    The vocabulary is that of the tokenizer: rows of the embedding that belong to no token are left out.
+    GPT-2's tokenizer gets a mask token <mask>, and its eos token as pad token, where it has none. The vocabulary is
+    the tokenizer's: rows of the embedding that belong to no token are left out.
 
-    Raises InputError as `load` does, and for a GPT-2 that is not tied, has settings that our backbone has not, or has
-    fewer rows than its tokenizer has tokens.
+    Raises InputError as `load` does, and for a GPT-2 whose embeddings are not tied, with settings that our backbone
+    does not implement, or with fewer rows of embeddings than its tokenizer has tokens.
     """
     folder = model_folder(name, revision, weights=False)
     config = read_config(name, folder, known=(*BACKBONES, GPT2))
-    if config.model_type != GPT2:
+    if not isinstance(config, GPT2Config):
         return load(name, revision, white_space=white_space)
     check_supported(config, name)
     tokenizer, known = new_tokenizer(name, folder)
@@ -64,7 +67,7 @@ def start_from(
 
 
 def check_supported(config: GPT2Config, name: str | Path) -> None:
-    """Raise InputError for a GPT-2 that computes something else than our backbone does."""
+    """Raise InputError for a GPT-2 that does not compute what our backbone does."""
     allowed = {"n_inner": (None, 4 * config.n_embd)} | SETTINGS
     for setting, values in allowed.items():
         value = getattr(config, setting, None)
@@ -75,30 +78,30 @@ def check_supported(config: GPT2Config, name: str | Path) -> None:
         raise InputError(f"n_embd={config.n_embd} of {name} gives no n_head={config.n_head} heads of even width")
 
 
-def vocabulary(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of rows that an embedding needs for all tokens."""
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows an embedding of all tokens has."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def new_tokenizer(name: str | Path, folder: Path) -> tuple[PreTrainedTokenizerBase, int]:
-    """A GPT-2's tokenizer with a mask token and a pad token, and the rows of the embedding that it had use for."""
-    # Asked for a tokenizer that is not there, `transformers` makes up an empty one.
+    """A GPT-2's tokenizer with a mask token and a pad token, and its `vocabulary_size` before these were added."""
+    # For a folder without a tokenizer, `transformers` would make up an empty one: look for its files first.
     if not any((folder / file).exists() for file in (*TOKENIZER_FILES, "vocab.json")):
         raise InputError(f"{name} comes without a tokenizer: put the one that it was trained with beside its weights")
     tokenizer = read_tokenizer(name, folder)
-    known = vocabulary(tokenizer)
+    known = vocabulary_size(tokenizer)
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # nothing is ever padded with it: no need for a token of its own
+        tokenizer.pad_token = tokenizer.eos_token  # padding is never read: it needs no token of its own
     return tokenizer, known
 
 
 def new_model(config: GPT2Config, codec: TextCodec) -> AnyOrderGPT2:
-    """Our backbone, with random weights, in the shape of a GPT-2 and for the tokens of a codec."""
+    """Our backbone with random weights, in the shape of a GPT-2 and with the vocabulary of a codec."""
     return AnyOrderGPT2(
         AnyOrderGPT2Config(
-            vocab_size=vocabulary(codec.tokenizer),
+            vocab_size=vocabulary_size(codec.tokenizer),
             n_positions=config.n_positions,
             n_embd=config.n_embd,
             n_layer=config.n_layer,
@@ -108,26 +111,26 @@ def new_model(config: GPT2Config, codec: TextCodec) -> AnyOrderGPT2:
             mask_token_id=codec.mask_token_id,
             eos_token_id=codec.eos_token_id,
             pad_token_id=codec.tokenizer.pad_token_id,
-            white_space="tokens" if codec.written else "plain",
+            white_space="tokens" if codec.white_space_tokens else "plain",
         )
     )
 
 
 @torch.no_grad()
 def copy_weights(gpt2: GPT2LMHeadModel, model: AnyOrderGPT2, known: int) -> None:
-    """Fill our backbone with GPT-2's weights; `known` rows of its embedding belong to tokens."""
+    """Copy GPT-2's weights into our backbone. known: how many rows of GPT-2's embedding belong to tokens."""
     theirs = gpt2.transformer
     embedding = theirs.wte.weight[:known]
     model.wte.weight[:known] = embedding
-    # New tokens start as the average token; the row of the mask token stays so, for it is neither read nor sampled.
+    # New tokens start as the average token. The mask token's row stays so, as it is neither read nor sampled.
     model.wte.weight[known:] = embedding.mean(0)
-    # A place to be predicted starts as what GPT-2's first block reads, less the token: the average position. It speaks
-    # for no token, where the average token, through the tied output layer, votes for tokens like itself (the joint loss
-    # of a small GPT-2, 100 steps on, was 0.3 nats a token higher). Zeros do almost as well, but the layer norm that
-    # reads them blows their gradient up.
+    # A query starts as what GPT-2's first block reads without the token: the average position. That favours no token,
+    # whereas the average token would, through the tied output layer, favour tokens like itself (for a small GPT-2 the
+    # joint loss after 100 steps was 0.3 nats a token higher). Zeros do almost as well, but the layer norm that reads
+    # them makes their gradient explode.
     model.query_vector.copy_(theirs.wpe.weight.mean(0))
     model.ln_f.load_state_dict(theirs.ln_f.state_dict())
-    for block, source in zip(model.blocks, theirs.h, strict=True):
+    for block, source in zip(cast(Iterable[Block], model.blocks), cast(Iterable[GPT2Block], theirs.h), strict=True):
         block.ln_1.load_state_dict(source.ln_1.state_dict())
         block.ln_2.load_state_dict(source.ln_2.state_dict())
         for ours, conv1d in (

@@ -1,11 +1,14 @@
-"""GPT-2 as an any-subset autoregressive model: rotary positions and a second, target-position query stream.
+"""GPT-2 as an any-subset autoregressive model: rotary positions, and a query stream that knows its target position.
 
-Pre-LN blocks, GELU-tanh, fused qkv, biases and tied embeddings are GPT-2's. What differs: learned absolute positions
-give way to rotary ones (arXiv 2104.09864; keys turn by their own position, queries by the place to be predicted),
-and places to be predicted run through the same weights from one learned vector (two streams: XLNet, arXiv 1906.08237).
+Pre-LN blocks, GELU-tanh, fused qkv, biases and tied embeddings are GPT-2's. There are two differences. Rotary positions
+(arXiv 2104.09864) replace the learned absolute ones: keys are turned by their own position, queries by the position to
+be predicted. And the positions to be predicted run through the same weights as a second stream, which starts from one
+learned vector (XLNet's two streams, arXiv 1906.08237).
 
 Shapes: B rows of the batch, C content tokens, Q queries, R = C + Q, T visible ranks, E width, H heads, D = E / H.
 """
+
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +16,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from asarm.models.backbone import AnyOrderModel, RowBlock, joined_contexts, row_blocks
+from asarm.models.backbone import AnyOrderModel, RowBlock, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import linear, recomputed
+from asarm.models.ops import normed_linear, recompute_in_backward, small_batch_linear
+
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, [B, 1, R, D / 2] each
 
 
 class AnyOrderGPT2Config(PretrainedConfig):
@@ -38,7 +43,7 @@ class AnyOrderGPT2Config(PretrainedConfig):
         rotary_base: float = 10000.0,
         mask_token_id: int | None = None,
         draft_head: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ):
         if n_embd % n_head or (n_embd // n_head) % 2:
             raise ValueError(f"n_embd={n_embd} must give n_head={n_head} heads of even width")
@@ -55,15 +60,16 @@ class AnyOrderGPT2Config(PretrainedConfig):
         super().__init__(**kwargs)
 
 
-def rotary_table(positions: torch.Tensor, head_dim: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine [B, 1, R, D / 2] (float32) of the rotary angles at integer positions [B, R]."""
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+def rotary_table(positions: torch.Tensor, head_width: int, base: float) -> Rotary:
+    """Cosine and sine (float32) of the rotary angles at integer positions [B, R]."""
+    exponents = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
     angles = positions[:, None, :, None].float() * base**-exponents
     return angles.cos(), angles.sin()
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Turn the halves of x [B, H, R, D] by the angles of `rotary_table`."""
+    cos, sin = rotary
     left, right = x.float().chunk(2, dim=-1)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
 
@@ -78,38 +84,49 @@ class Attention(nn.Module):
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # [B, R, E] -> [B, H, R, D]
 
-    def keys_values(self, norm: nn.Module, content: torch.Tensor, rotary) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys, turned by their positions, and values of the content stream before its norm: [B, C, E] -> 2 x
-        [B, H, C, D]."""
-        width = content.shape[-1]
-        weight, bias = self.qkv.weight[width:], self.qkv.bias[width:]
-        keys, values = recomputed(lambda x: linear(norm(x), weight, bias), content).chunk(2, dim=-1)
-        return rotate(self.heads(keys), *rotary), self.heads(values)
+    def keys_values(self, norm: nn.Module, content: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys, turned by their positions, and values of the content stream: [B, C, E] -> 2 x [B, H, C, D].
 
-    def attend(self, norm: nn.Module, x: torch.Tensor, rotary, keys, values, blocks, mask, empty) -> torch.Tensor:
-        """Rows x [B, R, E] before their norm, cut into `blocks`, read keys and values [B, H, T, D].
-
-        mask [1 or B, 1, C + Q, T] is added to the scores; empty [1 or B, R, 1] read nothing.
+        norm: the layer norm that the content has yet to go through.
         """
+        width = content.shape[-1]
+        keys, values = normed_linear(norm, content, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+        return rotate(self.heads(keys), rotary), self.heads(values)
+
+    def queries(self, norm: nn.Module, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """Queries of rows x [B, R, E], turned by their positions: [B, H, R, D]. norm: as in `keys_values`."""
         width = x.shape[-1]
-        weight, bias = self.qkv.weight[:width], self.qkv.bias[:width]
-        queries = rotate(self.heads(recomputed(lambda x: linear(norm(x), weight, bias), x)), *rotary)
-        parts = queries.split([block.stop - block.first for block in blocks], dim=2)
-        out = [
+        return rotate(self.heads(normed_linear(norm, x, self.qkv.weight[:width], self.qkv.bias[:width])), rotary)
+
+    def read(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        blocks: list[RowBlock],
+        mask: torch.Tensor,
+        empty: torch.Tensor,
+    ) -> torch.Tensor:
+        """What queries [B, H, R, D], the rows of `blocks`, read of keys and values [B, H, T, D]: [B, R, E].
+
+        mask: [1 or B, 1, C + Q, T], added to the scores of all rows. empty: [1 or B, R, 1], rows that read nothing.
+        """
+        parts = queries.split([block.stop - block.start for block in blocks], dim=2)
+        read = [
             F.scaled_dot_product_attention(
                 part,
                 keys[:, :, : block.reach],
                 values[:, :, : block.reach],
-                attn_mask=mask[:, :, block.first : block.stop, : block.reach],
+                attn_mask=mask[:, :, block.start : block.stop, : block.reach],
             )
             for part, block in zip(parts, blocks, strict=True)
         ]  # [B, H, rows of the block, D] each
-        return recomputed(self.output, empty, *out)
+        return recompute_in_backward(self.output, empty, *read)
 
-    def output(self, empty: torch.Tensor, *out: torch.Tensor) -> torch.Tensor:
-        """What the heads read, in blocks [B, H, ., D] -> [B, R, E]."""
-        joined = torch.cat([part.transpose(1, 2).flatten(2) for part in out], dim=1).masked_fill(empty, 0.0)
-        return linear(joined, self.proj.weight, self.proj.bias)
+    def output(self, empty: torch.Tensor, *read: torch.Tensor) -> torch.Tensor:
+        """What the heads read, block by block [B, H, ., D] -> [B, R, E]."""
+        joined = torch.cat([part.transpose(1, 2).flatten(2) for part in read], dim=1).masked_fill(empty, 0.0)
+        return small_batch_linear(joined, self.proj.weight, self.proj.bias)
 
 
 class Block(GradientCheckpointingLayer):
@@ -122,32 +139,41 @@ class Block(GradientCheckpointingLayer):
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = recomputed(lambda x: linear(self.ln_2(x), self.fc.weight, self.fc.bias), x)
-        return recomputed(
-            lambda hidden: linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias), hidden
+        hidden = normed_linear(self.ln_2, x, self.fc.weight, self.fc.bias)
+        return recompute_in_backward(
+            lambda hidden: small_batch_linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias),
+            hidden,
         )
 
-    def forward(self, x, count: int, blocks: list[RowBlock], rotary, mask, empty, cache=None, index: int = 0):
-        """Rows x [B, R, E], of which the first `count` are content -> the rows of `blocks`, the last of the R.
+    def forward(
+        self,
+        x: torch.Tensor,
+        count: int,
+        blocks: list[RowBlock],
+        rotary: Rotary,
+        mask: torch.Tensor,
+        empty: torch.Tensor,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> torch.Tensor:
+        """Rows x [B, C + Q, E], `count` of them content -> the rows of `blocks`, which are all or the last of them.
 
-        rotary, mask, empty: of all rows, see `hidden`. cache: takes the content's keys and values as layer `index`.
+        rotary, mask, empty: of all rows, as in `Attention`. cache: stores the content's keys and values of `layer`.
         """
         cos, sin = rotary
         keys, values = self.attn.keys_values(self.ln_1, x[:, :count], (cos[:, :, :count], sin[:, :, :count]))
-        if cache is not None:
-            cache.write(index, keys, values)
-            keys, values = cache.read(index, mask.shape[-1])
-        elif count == 0:
-            keys = values = x.new_zeros(len(x), self.attn.n_head, 1, cos.shape[-1] * 2)
-        first = blocks[0].first
-        x, rotary = x[:, first:], (cos[:, :, first:], sin[:, :, first:])
-        x = x + self.attn.attend(self.ln_1, x, rotary, keys, values, blocks, mask, empty[:, first:])
+        keys, values = readable(keys, values, cache, layer, mask.shape[-1])
+        start = blocks[0].start
+        x = x[:, start:]
+        queries = self.attn.queries(self.ln_1, x, (cos[:, :, start:], sin[:, :, start:]))
+        x = x + self.attn.read(queries, keys, values, blocks, mask, empty[:, start:])
         return x + self.mlp(x)
 
 
 class AnyOrderGPT2(AnyOrderModel):
     """The two-stream GPT-2: see the module's docstring, and `AnyOrderModel` for the contract."""
 
+    config: AnyOrderGPT2Config
     config_class = AnyOrderGPT2Config
     base_model_prefix = "model"
 
@@ -161,7 +187,7 @@ class AnyOrderGPT2(AnyOrderModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         """GPT-2's initialisation: normal weights, zero biases, residual projections scaled by 1 / sqrt(2 layers)."""
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -177,17 +203,16 @@ class AnyOrderGPT2(AnyOrderModel):
         if isinstance(module, AnyOrderGPT2):
             nn.init.normal_(module.query_vector, std=std)
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.wte
 
-    def set_input_embeddings(self, embeddings):
-        self.wte = embeddings
+    def set_input_embeddings(self, embeddings: nn.Module) -> None:
+        self.wte = cast(nn.Embedding, embeddings)
 
     def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> KeyValueCache:
         config, width = self.config, self.config.n_embd // self.config.n_head
-        return KeyValueCache(
-            config.n_layer, batch, config.n_head, capacity, width, self.device, self.compute_dtype, static
-        )
+        shape = (config.n_layer, batch, config.n_head, capacity, width)
+        return KeyValueCache(shape, self.device, self.compute_dtype, static)
 
     def hidden(
         self,
@@ -199,23 +224,18 @@ class AnyOrderGPT2(AnyOrderModel):
         cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         count = tokens.shape[1]
-        x = torch.cat((self.wte(tokens), self.query_vector.expand(*query_positions.shape, -1)), dim=1)  # [B, R, E]
-        cos, sin = rotary_table(
-            torch.cat((positions, query_positions), dim=1),
-            self.config.n_embd // self.config.n_head,
-            self.config.rotary_base,
-        )  # [B, 1, R, D / 2]
-        context = joined_contexts(content_context, query_context)  # [1 or B, R]
-        # With nothing to see at all one scratch key stands in, and `empty` wipes out what was read from it.
-        seen = max(count, 1) if cache is None else cache.seen(context)
-        visible = torch.arange(seen, device=x.device) < context.clamp(min=1)[:, None, :, None]  # [1 or B, 1, R, T]
-        mask = torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill(~visible, float("-inf"))
-        empty = (context == 0)[..., None]  # [1 or B, R, 1]
-        every, queries = row_blocks(context, count, seen)
-        for index, block in enumerate(self.blocks):
-            # Nobody reads the content stream behind its last keys and values.
-            rows = queries if index == len(self.blocks) - 1 else every
-            x = block(x, count, rows, (cos, sin), mask, empty, cache, index)
+        queries = self.query_vector.expand(*query_positions.shape, -1)
+        x = torch.cat((self.wte(tokens), queries), dim=1)  # [B, R, E]
+        head_width = self.config.n_embd // self.config.n_head
+        rotary = rotary_table(torch.cat((positions, query_positions), dim=1), head_width, self.config.rotary_base)
+        visible = visibility(count, content_context, query_context, cache)
+        mask = torch.zeros(visible.unseen.shape, dtype=x.dtype, device=x.device).masked_fill(
+            visible.unseen, float("-inf")
+        )
+        for layer, block in enumerate(self.blocks):
+            # The content stream ends with the keys and values of the last layer.
+            rows = visible.query_rows if layer == len(self.blocks) - 1 else visible.every_row
+            x = block(x, count, rows, rotary, mask, visible.empty, cache, layer)
         return self.ln_f(x)
 
     def output_layer(self) -> tuple[torch.Tensor, None]:
@@ -223,6 +243,4 @@ class AnyOrderGPT2(AnyOrderModel):
 
 
 AutoConfig.register(AnyOrderGPT2Config.model_type, AnyOrderGPT2Config)
-
-
 AutoModel.register(AnyOrderGPT2Config, AnyOrderGPT2)

@@ -1,36 +1,49 @@
-"""Keys and values in rank order.
+"""`KeyValueCache`: keys and values in rank order, for rows of different lengths.
 
-A content representation never changes once its rank is reached, so the cache is exact and append-only: accepting
-tokens leaves their entries in place, rejecting them shortens a length.
+The representation of a known token never changes once its rank is reached, so the cache is exact and append-only:
+accepted tokens stay where they are, and rejecting tokens only shortens a length.
 """
 
 import torch
 
 
 class KeyValueCache:
-    """Ragged key/value cache of one batch.
+    """Keys and values of one batch. Row b holds its first `lengths[b]` ranks.
 
-    Row b holds its first `lengths[b]` ranks; what lies behind is scratch and never seen, because every reader says
-    how many ranks it sees. static: readers get all slots, whatever they see, so that no shape depends on the data.
+    Slots from there on are scratch, and never seen, because every reader says how many ranks it sees.
+
+    shape: layers, batch, heads, capacity and head width.
+    static: readers get all slots, whatever they see, so that no shape depends on the data.
     """
 
-    def __init__(self, layers: int, batch: int, heads: int, capacity: int, head_dim: int, device, dtype, static=False):
-        # One slot more than the capacity takes the writes of padded rows that would run past the end.
-        shape = (batch, heads, capacity + 1, head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+        static: bool = False,
+    ):
+        layers, batch, heads, capacity, head_width = shape
+        # One slot beyond the capacity takes the writes of padded rows that would run past the end.
+        slots = (batch, heads, capacity + 1, head_width)
+        self.keys = [torch.zeros(slots, device=device, dtype=dtype) for _ in range(layers)]
+        self.values = [torch.zeros(slots, device=device, dtype=dtype) for _ in range(layers)]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.capacity, self.static = capacity, static
 
-    def seen(self, context: torch.Tensor) -> int:
+    def visible_slots(self, context: torch.Tensor) -> int:
         """How many slots to read (at least 1) for rows that see `context` ranks each."""
         return self.capacity if self.static else max(int(context.max()), 1)
 
+    def next_slots(self, count: int) -> torch.Tensor:
+        """The slots [B, C] of the next C ranks after each row's length."""
+        slots = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)  # [B, C]
+        return slots.clamp(max=self.capacity)
+
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put keys and values [B, H, C, D] of the next C ranks behind each row's length (which stays as it is)."""
+        """Store keys and values [B, H, C, D] of the next C ranks after each row's length, which does not change."""
         batch, _, count, _ = keys.shape
-        slots = self.lengths[:, None] + torch.arange(count, device=keys.device)  # [B, C]
-        slots = slots.clamp(max=self.capacity)
+        slots = self.next_slots(count)  # [B, C]
         rows = torch.arange(batch, device=keys.device)[:, None]
         self.keys[layer][rows, :, slots] = keys.transpose(1, 2)  # [B, C, H, D]
         self.values[layer][rows, :, slots] = values.transpose(1, 2)
@@ -44,11 +57,11 @@ class KeyValueCache:
         self.lengths = lengths.clone()
 
     def row_tensors(self) -> list[torch.Tensor]:
-        """All tensors whose first axis is the batch, but the lengths."""
+        """All tensors whose first axis is the batch, except the lengths."""
         return [*self.keys, *self.values]
 
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """Drop all rows of the batch but `rows` [B'] (indices), in that order."""
+        """Drop all rows of the batch except `rows` [B'] (indices), in that order."""
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
         self.lengths = self.lengths[rows]

@@ -1,41 +1,50 @@
-"""Operations of the backbones: matrix products of a few rows, and recomputation in the backward pass."""
+"""Operations that the backbones share: linear layers for small batches, and recomputation in the backward pass."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-FEW_ROWS = 32
+SMALL_BATCH = 32  # rows
 TILE = 8  # columns that BLAS's kernels take at a time
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [..., I] times weight [O, I] plus bias [O]: [..., O], as `F.linear`.
+def small_batch_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`F.linear`, faster for a few rows on a CPU. x: [..., I], weight: [O, I], bias: [O] or None. Returns [..., O].
 
-    On a CPU a step of a few rows costs what reading the weights costs. BLAS reads them at full speed only when they
-    are the left factor (2 rows of 768 x 3072: 0.8 against 1.4 ms on two cores), so for few rows they are; and it
-    stumbles over a broken last tile, so more than one tile is filled up with zeros (10 rows: 1.2 against 1.7 ms).
-    A compiler makes its own choice, and would compile anew for each of ours.
+    A product of a few rows takes the time of reading the weights. BLAS reads them at full speed only when they are the
+    left factor (2 rows of 768 x 3072: 0.8 against 1.4 ms on two cores), so for few rows they are. It also slows down
+    for an incomplete last tile, so anything above one tile is padded to whole tiles (10 rows: 1.2 against 1.7 ms).
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # compilers choose by themselves, and would recompile for each of our choices
         return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
-    if x.device.type != "cpu" or not 0 < rows <= FEW_ROWS or torch.is_grad_enabled():
+    if x.device.type != "cpu" or not 0 < rows <= SMALL_BATCH or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
     columns = x.reshape(rows, -1)
     if rows > TILE:
         columns = F.pad(columns, (0, 0, 0, -rows % TILE))
-    columns = columns.t()  # [I, rows, or a few more]
-    out = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)  # [O, rows or more]
+    columns = columns.t()  # [I, rows, padded]
+    out = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)  # [O, rows, padded]
     return out.t()[:rows].contiguous().view(*x.shape[:-1], -1)
 
 
-def recomputed(function, *arguments, random: bool = False):
-    """function(*arguments); what it computes inside is made again in the backward pass instead of being kept.
+def recompute_in_backward(function: Callable[..., Any], *arguments: Any, random: bool = False) -> Any:
+    """function(*arguments), whose intermediate results are not kept for the backward pass but computed again in it.
 
-    A matrix product at the end of the function is not repeated: the pass stops as soon as it has the product's input.
-    random: the function draws random numbers (dropout), which must be the same again. Compilers make their own choice
-    of what to keep.
+    A matrix product at the end of the function is not repeated: recomputation stops once it has the product's input.
+    random: the function draws random numbers (dropout), which must be the same the second time.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # compilers choose by themselves what to keep
         return function(*arguments)
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=random)
+
+
+def normed_linear(
+    norm: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A linear layer of norm(x), x [..., I] -> [..., O]; norm(x) is computed again in the backward pass, not kept."""
+    return recompute_in_backward(lambda x: small_batch_linear(norm(x), weight, bias), x)

@@ -1,7 +1,7 @@
-"""Orders: which position is decoded at which rank, and how many ranks each row of the network sees.
+"""Rank order: which position is decoded at which rank, and how many ranks each row of the network sees.
 
 The prompt has ranks 0..m-1, the targets m..n-1, both in ascending position: the binary-lattice order (MAC,
-arXiv 2205.13554), which has 2^N orders instead of N!.
+arXiv 2205.13554), of which there are 2^N instead of N!.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ import torch
 
 @dataclass
 class RankOrder:
-    """An order for each row of a batch.
+    """The order of each sequence of a batch.
 
-    order: [B, N] int64, position decoded at each rank; ranks past `length` list the absent positions.
+    order: [B, N] int64, the position decoded at each rank; ranks from `length` on list the absent positions.
     prompt_length: [B] int64, how many ranks are visible from the start.
     length: [B] int64, prompt and targets together.
     """
@@ -23,16 +23,16 @@ class RankOrder:
     length: torch.Tensor
 
     def content_context(self) -> torch.Tensor:
-        """How many ranks the content stream sees at each rank: itself, the prompt and all lower ranks. [B, N]"""
+        """How many ranks the content stream sees at each rank: the prompt, and all ranks up to its own. [B, N] int64"""
         ranks = torch.arange(self.order.shape[1], device=self.order.device)
         return torch.maximum(ranks + 1, self.prompt_length[:, None])
 
 
 def rank_order(given: torch.Tensor, target: torch.Tensor) -> RankOrder:
-    """The lattice order of a batch: first the given positions, then the targets, then whatever is neither.
+    """The binary-lattice order of a batch: the given positions, then the targets, then all others.
 
-    given, target: [B, N] bool, nowhere both true. Positions that are neither (padding, or tokens left out of a
-    conditional) come last and are not counted in `length`.
+    given, target: [B, N] bool, disjoint. Positions that are neither (padding, or tokens left out of a conditional) come
+    last and do not count in `length`. Raises ValueError if a position is both.
     """
     if (given & target).any():
         raise ValueError("a position cannot be both given and a target")

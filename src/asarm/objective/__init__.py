@@ -1,1 +1,1 @@
-"""Training objective and exact log-densities."""
+"""The training objective, masking, and exact log-densities."""

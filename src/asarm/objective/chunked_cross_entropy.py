@@ -1,10 +1,12 @@
-"""Cross-entropy straight from final states, a slice of the vocabulary at a time: [Q, V] logits never exist whole.
+"""Cross-entropy straight from final states, by slices of the vocabulary: the logits [Q, V] never exist as a whole.
 
-The forward pass keeps the log normaliser of each query; the backward pass makes each slice of logits again (one product
-more than keeping them would need) and writes each slice of the weight's gradient once.
+The forward pass keeps the log normaliser of each query. The backward pass computes each slice of logits again, which
+costs one matrix product more than keeping them would, and writes each slice of the weight's gradient once.
 
 Shapes: Q queries, E width, V vocabulary, W width of a slice of the vocabulary.
 """
+
+from typing import Any
 
 import torch
 
@@ -16,12 +18,12 @@ def cross_entropy(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
-    never: int | None = None,
+    excluded: int | None = None,
     elements: int = SLICE_ELEMENTS,
 ) -> torch.Tensor:
     """Negative log-likelihoods [...] (nats, float32) of targets [...] int64 under softmax(hidden weight^T + bias).
 
-    hidden: [..., E]. weight: [V, E]. bias: [V] or None. never: a token that has probability 0 (the mask token).
+    hidden: [..., E]. weight: [V, E]. bias: [V] or None. excluded: a token whose probability is 0 (the mask token).
     elements: most logits to hold at a time. Products run in the dtype of autocast where it is on, sums in float32.
     """
     device = hidden.device.type
@@ -30,40 +32,55 @@ def cross_entropy(
         hidden, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     flat = hidden.flatten(0, -2)
     width = max(1, elements // max(1, len(flat)))
-    return _SlicedCrossEntropy.apply(flat, weight, bias, targets.flatten(), never, width).view(targets.shape)
+    return _SlicedCrossEntropy.apply(flat, weight, bias, targets.flatten(), excluded, width).view(targets.shape)
 
 
 def _slices(size: int, width: int) -> list[slice]:
     return [slice(start, min(start + width, size)) for start in range(0, size, width)]
 
 
-def _logits(hidden, weight, bias, part: slice, never: int | None) -> torch.Tensor:
+def _logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, part: slice, excluded: int | None
+) -> torch.Tensor:
     """Logits [Q, W] (float32) of one slice of the vocabulary."""
     logits = torch.nn.functional.linear(hidden, weight[part], None if bias is None else bias[part]).float()
-    if never is not None and part.start <= never < part.stop:
-        logits[:, never - part.start] = float("-inf")
+    if excluded is not None and part.start <= excluded < part.stop:
+        logits[:, excluded - part.start] = float("-inf")
     return logits
+
+
+def _in_slice(targets: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns [Q] of targets [Q] in a slice of the vocabulary, and whether they are in it; if not, any column."""
+    column = (targets - part.start).clamp(0, part.stop - part.start - 1)
+    return column, (targets >= part.start) & (targets < part.stop)
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, never, width):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        excluded: int | None,
+        width: int,
+    ) -> torch.Tensor:
         normaliser = hidden.new_full(targets.shape, float("-inf"), dtype=torch.float32)  # [Q]
-        chosen = torch.zeros_like(normaliser)  # [Q], the targets' logits
+        target_logits = torch.zeros_like(normaliser)  # [Q]
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _slices(len(weight), width):
-                logits = _logits(hidden, weight, bias, part, never)
+                logits = _logits(hidden, weight, bias, part, excluded)  # [Q, W]
                 normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
-                column = (targets - part.start).clamp(0, logits.shape[1] - 1)
-                here = (targets >= part.start) & (targets < part.stop)
-                chosen = torch.where(here, logits.gather(1, column[:, None])[:, 0], chosen)
+                column, inside = _in_slice(targets, part)
+                target_logits = torch.where(inside, logits.gather(1, column[:, None])[:, 0], target_logits)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
-        ctx.never, ctx.width = never, width
-        return normaliser - chosen
+        ctx.excluded, ctx.width = excluded, width
+        return normaliser - target_logits
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """With p the softmax and y the one-hot target, the gradient of the logits is upstream * (p - y)."""
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
@@ -73,11 +90,10 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         rows = torch.arange(len(targets), device=targets.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _slices(len(weight), ctx.width):
-                grad = _logits(hidden, weight, bias, part, ctx.never)  # [Q, W], logits at first
-                grad.sub_(normaliser[:, None]).exp_()
-                column = (targets - part.start).clamp(0, grad.shape[1] - 1)
-                here = (targets >= part.start) & (targets < part.stop)
-                grad[rows, column] -= here.float()
+                grad = _logits(hidden, weight, bias, part, ctx.excluded)  # [Q, W], logits at first
+                grad.sub_(normaliser[:, None]).exp_()  # the softmax
+                column, inside = _in_slice(targets, part)
+                grad[rows, column] -= inside.float()
                 grad.mul_(upstream[:, None])
                 if bias_grad is not None:
                     bias_grad[part] = grad.sum(0)
@@ -86,4 +102,5 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                     hidden_grad += grad @ weight[part]
                 if weight_grad is not None:
                     torch.mm(grad.t(), hidden, out=weight_grad[part])
-        return hidden_grad if hidden_grad is None else hidden_grad.to(hidden.dtype), weight_grad, bias_grad, *[None] * 3
+        hidden_grad = None if hidden_grad is None else hidden_grad.to(hidden.dtype)
+        return hidden_grad, weight_grad, bias_grad, None, None, None

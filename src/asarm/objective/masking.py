@@ -1,4 +1,4 @@
-"""Which tokens of a training text are masked: how many, and where."""
+"""Which tokens of a training sequence are masked: how many (`MaskingConfig`), and where (`MaskingPattern`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from asarm.utils.config import check, option
 
 @dataclass
 class MaskingConfig:
-    """Which share of a text is masked in training: uniform in [low, high], both moving linearly in the warm-up."""
+    """Which share of a sequence is masked in training: uniform in [low, high], which move linearly in the warm-up."""
 
     mask_start: float = option(0.15, "masking rate of the first step")
     mask_low: float = option(0.85, "lowest masking rate after the warm-up")
@@ -19,7 +19,7 @@ class MaskingConfig:
     mask_spans: float = option(0.0, "share of the texts whose masked tokens are one run, as gaps are; 0 is the paper's")
     mask_lines: float = option(0.0, "share of the texts whose masked tokens are whole lines, as gaps in code are")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("mask_start", "mask_low", "mask_high"):
             check(0 < getattr(self, name) < 1, f"{name} must lie in (0, 1), not {getattr(self, name)}")
         check(self.mask_low <= self.mask_high, f"mask_low={self.mask_low} is above mask_high={self.mask_high}")
@@ -30,25 +30,59 @@ class MaskingConfig:
         check(self.mask_warmup_steps >= 0, f"mask_warmup_steps must be at least 0, not {self.mask_warmup_steps}")
 
     def rate(self, step: int, quantile: float) -> float:
-        """The masking rate of step (0, 1, ...) at a quantile in [0, 1] of its range."""
+        """The masking rate of a step (0, 1, ...) at a quantile in [0, 1] of its range."""
         moved = min(1.0, step / self.mask_warmup_steps) if self.mask_warmup_steps else 1.0
         low = self.mask_start + moved * (self.mask_low - self.mask_start)
         high = self.mask_start + moved * (self.mask_high - self.mask_start)
         return low + quantile * (high - low)
 
 
+@dataclass(frozen=True)
+class MaskingPattern:
+    """How the masked tokens lie, sequence by sequence: in one span, in whole lines, or anywhere.
+
+    spans: share of the sequences whose masked tokens are one span.
+    lines: share of the sequences whose masked tokens are whole lines.
+    line_ends: tokens that end a line.
+    """
+
+    spans: float = 0.0
+    lines: float = 0.0
+    line_ends: Sequence[int] = ()
+
+
+ANYWHERE = MaskingPattern()
+
+
+def training_targets(
+    tokens: torch.Tensor, rate: float, pattern: MaskingPattern, generator: torch.Generator
+) -> torch.Tensor:
+    """Targets of a batch of sequences [B, N] int64, the same number in all rows: [B, N] bool, on the CPU."""
+    batch, length = tokens.shape
+    target = random_targets(batch, length, rate, generator)
+    if pattern.spans + pattern.lines == 0:
+        return target
+    spans = span_targets(batch, length, rate, generator)
+    kind = torch.rand(batch, 1, generator=generator)
+    target = torch.where(kind < pattern.spans, spans, target)
+    if pattern.lines == 0:
+        return target
+    lines = line_targets(tokens, rate, pattern.line_ends, generator)
+    return torch.where((kind >= pattern.spans) & (kind < pattern.spans + pattern.lines), lines, target)
+
+
 def random_targets(batch: int, length: int, rate: float, generator: torch.Generator) -> torch.Tensor:
-    """A uniformly chosen set of floor(rate * length) (at least 1) target positions a row: [B, N] bool."""
+    """floor(rate * length), but at least 1, target positions a row, chosen uniformly: [B, N] bool."""
     count = max(1, int(rate * length))
     return torch.rand(batch, length, generator=generator).argsort(1).argsort(1) < count
 
 
 def span_targets(batch: int, length: int, rate: float, generator: torch.Generator) -> torch.Tensor:
-    """As many target positions as `random_targets`, in one run that begins anywhere: [B, N] bool."""
+    """As many target positions as `random_targets`, in one span that begins anywhere: [B, N] bool."""
     count = max(1, int(rate * length))
     start = torch.randint(0, length - count + 1, (batch, 1), generator=generator)
-    places = torch.arange(length)
-    return (places >= start) & (places < start + count)
+    positions = torch.arange(length)
+    return (positions >= start) & (positions < start + count)
 
 
 def line_targets(
@@ -57,41 +91,13 @@ def line_targets(
     """As many target positions as `random_targets`, in whole lines drawn at random: [B, N] bool.
 
     tokens: [B, N] int64. line_ends: tokens that end a line. Every other line is drawn first, so that up to a rate of
-    about a half gaps are single lines. Of the line drawn last the end alone is masked, for gaps end where lines do.
+    about a half gaps are single lines. Of the line drawn last only the end is masked, since gaps end where lines do.
     """
     count = max(1, int(rate * tokens.shape[1]))
     ends = torch.isin(tokens, torch.tensor(line_ends, device=tokens.device)).cpu()
-    line = ends.cumsum(1) - ends.long()  # [B, N]
-    first = torch.randint(0, 2, (len(tokens), 1), generator=generator)
+    line = ends.cumsum(1) - ends.long()  # [B, N], the number of each token's line
+    parity = torch.randint(0, 2, (len(tokens), 1), generator=generator)  # of the lines that are drawn first
     luck = torch.rand(tokens.shape, generator=generator).gather(1, line)  # [B, N], the same within a line
-    turn = luck + (line % 2 != first)
+    turn = luck + (line % 2 != parity)
     backwards = turn.flip(1).argsort(dim=1, stable=True)  # [B, N], within a line its end comes first
     return (backwards.argsort(1) < count).flip(1)
-
-
-@dataclass(frozen=True)
-class Gaps:
-    """How the targets of training texts lie: the share of the texts in which they are one run, and that in which they
-    are whole lines; else they lie anywhere. line_ends: tokens that end a line."""
-
-    spans: float = 0.0
-    lines: float = 0.0
-    line_ends: Sequence[int] = ()
-
-
-ANYWHERE = Gaps()
-
-
-def training_targets(tokens: torch.Tensor, rate: float, gaps: Gaps, generator: torch.Generator) -> torch.Tensor:
-    """Targets of a batch of texts [B, N] int64, the same number in all rows: [B, N] bool, on the CPU."""
-    batch, length = tokens.shape
-    target = random_targets(batch, length, rate, generator)
-    if gaps.spans + gaps.lines == 0:
-        return target
-    spans = span_targets(batch, length, rate, generator)
-    kind = torch.rand(batch, 1, generator=generator)
-    target = torch.where(kind < gaps.spans, spans, target)
-    if gaps.lines == 0:
-        return target
-    lines = line_targets(tokens, rate, gaps.line_ends, generator)
-    return torch.where((kind >= gaps.spans) & (kind < gaps.spans + gaps.lines), lines, target)

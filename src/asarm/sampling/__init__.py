@@ -1,19 +1,21 @@
-"""Samplers: fill the targets of a batch of texts. `sample` is the door to all of them."""
+"""Samplers: fill the targets of a batch of sequences. `sample` calls the one that the config names."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from asarm.sampling.adaptive_window import adaptive_plan
+from asarm.models.compiled import DecodingModel
+from asarm.sampling.adaptive_window import adaptive_window_for
 from asarm.sampling.assd import sample_assd
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.fused import sample_fused
 from asarm.sampling.parallel import sample_parallel
 from asarm.sampling.result import SampleResult, TraceStep
 from asarm.sampling.sequential import sample_sequential
+from asarm.tokenization.batch import InfillBatch
 
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[..., SampleResult]] = {
     "sequential": sample_sequential,
     "assd": sample_assd,
     "fused": sample_fused,
@@ -25,7 +27,7 @@ __all__ = ["SampleResult", "TraceStep", "sample"]
 
 @torch.inference_mode()
 def sample(
-    model,
+    model: DecodingModel,
     tokens: torch.Tensor,
     given: torch.Tensor,
     target: torch.Tensor,
@@ -33,15 +35,16 @@ def sample(
     seeds: Sequence[int],
     trace: bool = False,
 ) -> SampleResult:
-    """Fill the targets of a batch of texts given its visible tokens.
+    """Fill the targets of a batch of sequences, given their visible tokens.
 
-    model: a backbone (`asarm.models`). tokens: [B, N] int64; what stands at targets and at padding is ignored.
-    given, target: [B, N] bool, disjoint; places that are neither (padding) are left alone.
-    seeds: one integer a row. A row's text is a function of its seed, its prompt and the settings: neither the batch
-        it is in nor its place there matters (up to floating-point ties).
-    trace: keep every draft and verdict.
+    model: a backbone, or a compiled one (`asarm.models.compiled`).
+    tokens: [B, N] int64; values at targets and at padding are ignored.
+    given, target: [B, N] bool, disjoint; positions that are neither (padding) are left alone.
+    seeds: one integer a row. The outcome of a row is a function of its seed, its prompt and the settings: it depends
+        neither on the other rows of the batch nor on its index there (up to floating-point ties).
+    trace: whether to keep all drafts and what became of them.
 
-    Raises ValueError for shapes that do not fit, or a row with nothing to fill.
+    Raises ValueError for shapes that do not fit, a position that is both given and a target, or a row without targets.
     """
     if not tokens.shape == given.shape == target.shape:
         raise ValueError(f"tokens, given and target differ in shape: {tokens.shape}, {given.shape}, {target.shape}")
@@ -51,15 +54,16 @@ def sample(
         raise ValueError("a row has no target: there is nothing to fill")
     extra = {}
     if config.adaptive:
-        extra["plan"] = adaptive_plan(model, *tokens.shape, config)
-    start = _now(model)
-    result = SAMPLERS[config.sampler](model, tokens, given, target, config, seeds, trace, **extra)
-    result.seconds = _now(model) - start
+        batch, length = tokens.shape
+        extra["policy"] = adaptive_window_for(model, batch, length, config)
+    start = _synchronised_time(model.device)
+    result = SAMPLERS[config.sampler](model, InfillBatch(tokens, given, target), config, seeds, trace, **extra)
+    result.seconds = _synchronised_time(model.device) - start
     return result
 
 
-def _now(model) -> float:
-    """Wall clock in seconds, after what the device still had to do."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+def _synchronised_time(device: torch.device) -> float:
+    """Wall clock in seconds, once the device has finished what was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,93 +1,122 @@
-"""Any-subset speculative decoding (ASSD; Guo & Ermon, arXiv 2504.20456, algorithm 1): draft k tokens, verify them in
-one function evaluation, keep those that the joint accepts."""
+"""Any-subset speculative decoding (ASSD), drafted by the model itself or by an n-gram table.
+
+Guo & Ermon, arXiv 2504.20456, algorithm 1: draft k tokens, evaluate them under the joint in one function evaluation,
+verify, and commit those that are accepted.
+
+Shapes: B rows, K drafts in the window, N tokens of a sequence, V vocabulary.
+"""
+
+from collections.abc import Sequence
 
 import torch
 
+from asarm.models.compiled import DecodingModel
+from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.result import SampleResult
-from asarm.sampling.verification import VERIFICATION_RULES, Window
+from asarm.sampling.verification import DraftWindow
+from asarm.tokenization.batch import InfillBatch
 
 
-def sample_assd(model, tokens, given, target, config, seeds, trace) -> SampleResult:
+def sample_assd(
+    model: DecodingModel, batch: InfillBatch, config: SamplerConfig, seeds: Sequence[int], trace: bool
+) -> SampleResult:
     """Exact when tolerance is 0; NFE <= targets. Arguments as in `asarm.sampling.sample`."""
-    state = DecodeState(model, tokens, given, target, config, seeds, window=config.k, trace=trace)
+    state = DecodeState(model, batch, config, seeds, trace, window=config.k, lookahead=config.k)
+    draft, evaluate = (_self_draft, _evaluate_self) if config.draft == "self" else (_ngram_draft, _evaluate_ngram)
     while state.unfinished:
-        size = (state.total - state.decoded).clamp(max=config.k)  # [B]
-        ranks = state.next_ranks(int(size.max()))  # [B, K]
-        positions = state.positions.gather(1, ranks)
-        choice = state.choice(positions)
-        draft_and_verify = _self_window if config.draft == "self" else _ngram_window
-        drafts, log_q, log_p, evaluations = draft_and_verify(state, ranks, size, choice)
-        window = Window(log_p, log_q, drafts, size, positions, choice)
-        accepted, following = VERIFICATION_RULES[config.coupling](window, state.noise, config.tolerance)
-        state.settle_window(drafts, size, accepted, following, accepted < size, evaluations)
+        window = draft(state)
+        log_p, evaluations = evaluate(state, window)
+        accepted, next_tokens = state.verify(window, log_p)
+        state.commit(window.tokens, window.size, accepted, next_tokens, evaluations)
     return state.result
 
 
-def _self_window(state: DecodeState, ranks, size, choice):
-    """Drafts by the model itself: k places in parallel, then the joint law of all but the first.
+def _self_draft(state: DecodeState) -> DraftWindow:
+    """Drafts by the model, for all positions of the window in parallel: one function evaluation."""
+    size = state.remaining.clamp(max=state.config.k)  # [B]
+    ranks = state.next_ranks(int(size.max()))  # [B, K]
+    positions = state.positions.gather(1, ranks)
+    sampler = state.token_sampler(positions)
+    log_q = state.query_log_probs(state.decoded, ranks, state.decoded[:, None].expand_as(ranks))  # [B, K, V]
+    drafts = sampler.draw(log_q)
+    state.write_drafts(ranks, drafts)
+    return DraftWindow(drafts, size, log_q, positions, sampler)
 
-    The first place's draft law is its joint law, so it is accepted whatever happens, and the last draft's content is
-    read by nobody yet: verifying takes k - 1 tokens and k - 1 queries, and none at all when one target is left.
+
+def _evaluate_self(state: DecodeState, window: DraftWindow) -> tuple[torch.Tensor, torch.Tensor]:
+    """Target log-probs [B, K, V] of the window, and the function evaluations [B] of the iteration.
+
+    The first draft was drawn from its target distribution, so it is always accepted, and no query sees the last draft
+    yet: the evaluation takes K - 1 tokens and K - 1 queries, and none is needed when one target is left.
     """
-    log_q = state.log_probs(state.decoded, ranks, state.decoded[:, None].expand_as(ranks))
-    drafts = choice.tokens(log_q)
-    state.place(ranks, drafts)
-    log_p = log_q[:, :1]
-    if ranks.shape[1] > 1:
-        later = state.log_probs(state.decoded + size - 1, ranks[:, 1:], ranks[:, 1:])
+    log_p = window.log_q[:, :1]
+    ranks = state.next_ranks(window.tokens.shape[1])[:, 1:]
+    if ranks.shape[1] > 0:
+        later = state.query_log_probs(state.decoded + window.size - 1, ranks, ranks)
         log_p = torch.cat((log_p, later), dim=1)
-    return drafts, log_q, log_p, 1 + (size > 1).long()
+    return log_p, 1 + (window.size > 1).long()
 
 
-def _ngram_window(state: DecodeState, ranks, size, choice):
-    """Drafts from the row's own text, which cost no function evaluation."""
-    drafts, log_q = ngram_drafts(state, choice, ranks)
-    state.place(ranks, drafts)
-    log_p = state.log_probs(state.decoded + size - 1, ranks, ranks)
-    return drafts, log_q, log_p, torch.ones_like(size)
+def _ngram_draft(state: DecodeState) -> DraftWindow:
+    """Drafts from bigram counts of the row itself, without a function evaluation.
+
+    Each is drawn given the token to its left, decoded or drafted in this window.
+    """
+    size = state.remaining.clamp(max=state.config.k)  # [B]
+    ranks = state.next_ranks(int(size.max()))  # [B, K]
+    positions = state.positions.gather(1, ranks)
+    sampler = state.token_sampler(positions)
+    sequence, known = _known_tokens(state)  # [B, N]
+    readable = known.clone()  # decoded, or drafted in this window
+    drafts, log_q = [], []
+    for column in range(ranks.shape[1]):
+        position = positions[:, column : column + 1]  # [B, 1]
+        left = (position - 1).clamp(min=0)
+        has_left = (position > 0) & readable.gather(1, left)
+        probs = bigram_distribution(
+            sequence, known, sequence.gather(1, left)[:, 0], has_left[:, 0], state.model.config.vocab_size
+        )
+        log_q.append(probs.log())
+        draft = sampler.draw(log_q[-1][:, None], slice(column, column + 1))  # [B, 1]
+        drafts.append(draft[:, 0])
+        # Past a row's end the position is that of a scratch rank, which must not overwrite a known token.
+        is_known = known.gather(1, position)
+        sequence = sequence.scatter(1, position, torch.where(is_known, sequence.gather(1, position), draft))
+        readable = readable.scatter(1, position, True)
+    tokens = torch.stack(drafts, 1)
+    state.write_drafts(ranks, tokens)
+    return DraftWindow(tokens, size, torch.stack(log_q, 1), positions, sampler)
+
+
+def _evaluate_ngram(state: DecodeState, window: DraftWindow) -> tuple[torch.Tensor, int]:
+    """As `_evaluate_self`, with queries for all drafts."""
+    ranks = state.next_ranks(window.tokens.shape[1])
+    return state.query_log_probs(state.decoded + window.size - 1, ranks, ranks), 1
+
+
+def _known_tokens(state: DecodeState) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sequences in order of position [B, N] int64, and which of their tokens are decoded [B, N] bool."""
+    width, length = int(state.total.max()), int(state.positions.max()) + 1
+    positions = state.positions[:, :width]
+    sequence = state.tokens.new_zeros(len(state.tokens), length).scatter(1, positions, state.tokens[:, :width])
+    decoded = torch.arange(width, device=positions.device) < state.decoded[:, None]
+    return sequence, torch.zeros_like(sequence, dtype=torch.bool).scatter(1, positions, decoded)
 
 
 def bigram_distribution(
-    text: torch.Tensor, known: torch.Tensor, left: torch.Tensor, has_left: torch.Tensor, vocab_size: int
-):
-    """Law [B, V] of the token after `left` [B]: how often each followed it in the known text [B, N].
+    sequence: torch.Tensor, known: torch.Tensor, left: torch.Tensor, has_left: torch.Tensor, vocab_size: int
+) -> torch.Tensor:
+    """Distribution [B, V] float32 of the token after `left` [B]: how often each followed it among the known tokens.
 
-    Where `left` was never followed by anything (or there is none: has_left [B] false) the law is that of the known
-    tokens, and uniform where nothing is known. The table is counted anew each time, so it is always up to date.
+    sequence: [B, N] int64. known: [B, N] bool. Where `left` was never followed by anything, or there is none (has_left
+    [B] false), it is that of the known tokens; where nothing is known, it is uniform. Counted anew in every call, so
+    that it is always up to date.
     """
-    pairs = known[:, :-1] & known[:, 1:] & (text[:, :-1] == left[:, None]) & has_left[:, None]
-    law = text.new_zeros(len(text), vocab_size, dtype=torch.float32)
-    bigram = law.scatter_add(1, text[:, 1:], pairs.float())
-    unigram = law.scatter_add(1, text, known.float())
-    law = torch.where(bigram.sum(1, keepdim=True) > 0, bigram, unigram)
-    law = torch.where(law.sum(1, keepdim=True) > 0, law, torch.ones_like(law))
-    return law / law.sum(1, keepdim=True)
-
-
-def ngram_drafts(state: DecodeState, choice, ranks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Drafts [B, K] for the next ranks, each given the token to its left (decoded or drafted), and log laws [B, K, V].
-
-    choice: what to draw with. ranks: [B, K] int64, the ranks to draft for.
-    """
-    width, vocab_size = int(state.total.max()), state.model.config.vocab_size
-    size = int(state.positions.max()) + 1
-    text = state.tokens.new_zeros(len(state.tokens), size).scatter(
-        1, state.positions[:, :width], state.tokens[:, :width]
-    )
-    settled = torch.arange(width, device=ranks.device) < state.decoded[:, None]
-    known = torch.zeros_like(text, dtype=torch.bool).scatter(1, state.positions[:, :width], settled)
-    readable = known.clone()  # decoded, or drafted in this window
-    drafts, log_laws = [], []
-    for index in range(ranks.shape[1]):
-        place = state.positions.gather(1, ranks[:, index : index + 1])  # [B, 1]
-        before = (place - 1).clamp(min=0)
-        has_left = (place > 0) & readable.gather(1, before)
-        law = bigram_distribution(text, known, text.gather(1, before)[:, 0], has_left[:, 0], vocab_size)
-        log_laws.append(law.log())
-        drafts.append(choice.tokens(log_laws[-1][:, None], slice(index, index + 1))[:, 0])
-        # Behind a row's end the place is scratch, but it must not spoil what is known of the text.
-        spoils = known.gather(1, place)
-        text = text.scatter(1, place, torch.where(spoils, text.gather(1, place), drafts[-1][:, None]))
-        readable = readable.scatter(1, place, True)
-    return torch.stack(drafts, 1), torch.stack(log_laws, 1)
+    pairs = known[:, :-1] & known[:, 1:] & (sequence[:, :-1] == left[:, None]) & has_left[:, None]
+    zeros = sequence.new_zeros(len(sequence), vocab_size, dtype=torch.float32)
+    bigram = zeros.scatter_add(1, sequence[:, 1:], pairs.float())
+    unigram = zeros.scatter_add(1, sequence, known.float())
+    counts = torch.where(bigram.sum(1, keepdim=True) > 0, bigram, unigram)
+    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, torch.ones_like(counts))
+    return counts / counts.sum(1, keepdim=True)

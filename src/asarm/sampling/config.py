@@ -13,14 +13,14 @@ class SamplerConfig:
     draft: str = option(
         "self", "what drafts: self (the model), ngram (assd: a bigram table), blind (fused: no draft head)"
     )
-    coupling: str = option("residual", "how drafts meet the target law: residual, block or gumbel")
+    coupling: str = option("residual", "verification rule for drafts: residual, block or gumbel")
     k: int = option(5, "tokens drafted in one iteration of assd or fused")
     adaptive: bool = option(False, "fused drafts as many tokens, k at most, as it measures to be fastest")
     steps: int = option(16, "network calls of the parallel sampler")
     temperature: float = option(1.0, "divides the logits")
-    tolerance: float = option(0.0, "accept with min(1, p/q + tolerance); above 0 the law is no longer exact")
+    tolerance: float = option(0.0, "accept with min(1, p/q + tolerance); above 0 the distribution is no longer exact")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.sampler in ("sequential", "assd", "fused", "parallel"), f"unknown sampler {self.sampler!r}")
         check(self.draft in ("self", "ngram", "blind"), f"unknown draft {self.draft!r}: choose self, ngram or blind")
         known = ("residual", "block", "gumbel")

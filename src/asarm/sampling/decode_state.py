@@ -1,150 +1,190 @@
-"""A batch while it is being decoded: tokens in rank order, what is decoded, and the cache that goes with it."""
+"""A batch while it is being decoded: tokens in rank order, how many of them are decided, and the key/value cache."""
+
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 
+from asarm.models.backbone import AnyOrderModel
+from asarm.models.compiled import DecodingModel
 from asarm.models.rank_order import rank_order
-from asarm.sampling.counter_rng import TOKEN, CounterRNG, GumbelSampler, InverseCDFSampler
+from asarm.sampling.config import SamplerConfig
+from asarm.sampling.counter_rng import TOKEN, CounterRNG, GumbelSampler, InverseCDFSampler, TokenSampler
 from asarm.sampling.result import SampleResult, TraceStep
+from asarm.sampling.verification import VERIFICATION_RULES, DraftWindow, Verdict
+from asarm.tokenization.batch import InfillBatch
 
 
 class DecodeState:
-    """The unfinished rows of a batch (B shrinks as rows are done), and the results of all of them.
+    """The unfinished rows of a batch (B shrinks as rows are finished), and the results of all of them.
 
-    tokens, positions: [B, W + ahead] int64 in rank order; ranks behind a row's end are scratch.
-    decoded: [B] int64, ranks whose tokens are settled. total: [B] int64, ranks of the whole text.
-    rows: [B] int64, which row of the input each one is.
+    tokens, positions: [B, R] int64 in rank order; ranks past a row's end are scratch.
+    decoded: [B] int64, ranks whose tokens are decided: they are 0 .. decoded - 1. total: [B] int64, ranks of the row.
+    rows: [B] int64, index of each row in the input.
     """
 
-    def __init__(self, model, tokens, given, target, config, seeds, window: int, trace: bool, ahead: int | None = None):
-        """window: most drafts judged at once. ahead: most ranks, from the next one on, asked for at once."""
-        order = rank_order(given, target)
-        device = tokens.device
-        self.model, self.temperature, self.coupling = model, config.temperature, config.coupling
-        self.head = config.draft == "self" and model.draft_head is not None
+    def __init__(
+        self,
+        model: DecodingModel,
+        batch: InfillBatch,
+        config: SamplerConfig,
+        seeds: Sequence[int],
+        trace: bool,
+        window: int,
+        lookahead: int,
+    ):
+        """window: most drafts verified at once. lookahead: most ranks, from the next one on, queried at once."""
+        order = rank_order(batch.given, batch.target)
+        count, length = batch.tokens.shape
+        self.model, self.config = cast(AnyOrderModel, model), config  # a compiled one has the same methods
         self.total, self.decoded = order.length, order.prompt_length.clone()
         width = int(self.total.max())
-        # Those asked for at the last rank lie behind the row's end.
-        scratch = (0, window if ahead is None else ahead)
+        scratch = (0, lookahead)  # for the ranks past its end that the last rank of a row looks ahead to
         self.positions = F.pad(order.order[:, :width], scratch)
-        self.tokens = F.pad(tokens.gather(1, order.order)[:, :width], scratch)
+        self.tokens = F.pad(batch.tokens.gather(1, order.order)[:, :width], scratch)
         self.contexts = F.pad(order.content_context()[:, :width], scratch)
-        self.rows = torch.arange(len(tokens), device=device)
-        self.noise = CounterRNG(torch.tensor(list(seeds), dtype=torch.long, device=device))
-        self.cache = model.new_cache(len(tokens), width, tokens.shape[1])
+        self.rows = torch.arange(count, device=batch.tokens.device)
+        self.rng = CounterRNG.from_seeds(seeds, batch.tokens.device)
+        self.cache = self.model.new_cache(count, width, length)
+        self.window = window
         self.result = SampleResult(
-            tokens=tokens.clone(),
-            nfe=torch.zeros(len(tokens), dtype=torch.long),
-            targets=target.sum(1).cpu(),
-            proposed=torch.zeros(len(tokens), window, dtype=torch.long),
-            accepted=torch.zeros(len(tokens), window, dtype=torch.long),
+            tokens=batch.tokens.clone(),
+            nfe=torch.zeros(count, dtype=torch.long),
+            targets=batch.target.sum(1).cpu(),
+            proposed=torch.zeros(count, window, dtype=torch.long),
+            accepted=torch.zeros(count, window, dtype=torch.long),
             seconds=0.0,
             trace=[[] for _ in seeds] if trace else None,
         )
 
     @property
     def unfinished(self) -> bool:
+        """Whether any row is left."""
         return len(self.rows) > 0
 
+    @property
+    def remaining(self) -> torch.Tensor:
+        """Ranks still to be decoded: [B] int64."""
+        return self.total - self.decoded
+
     def next_ranks(self, count: int) -> torch.Tensor:
-        """The next `count` ranks of each row, those behind its end included: [B, count] int64."""
+        """The next `count` ranks of each row, even past its end: [B, count] int64."""
         return self.decoded[:, None] + torch.arange(count, device=self.rows.device)
 
-    def states(self, upto: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
-        """One function evaluation: the final states [B, Q, E] of queries for `ranks` that see `contexts` ranks.
+    def query_states(self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+        """One function evaluation: final states [B, Q, E] of queries for `ranks` that see `contexts` ranks.
 
-        upto: [B] int64; content up to this rank goes to the cache, drafts included. ranks, contexts: [B, Q] int64.
+        content_length: [B] int64; tokens of the ranks before it, drafts included, enter the cache.
+        ranks, contexts: [B, Q] int64.
         """
         start = self.cache.lengths
-        index = start[:, None] + torch.arange(int((upto - start).max()), device=upto.device)  # [B, C]
+        new_ranks = start[:, None] + torch.arange(int((content_length - start).max()), device=start.device)  # [B, C]
         states = self.model.hidden(
-            self.tokens.gather(1, index),
-            self.positions.gather(1, index),
-            self.contexts.gather(1, index).minimum(upto[:, None]),
+            self.tokens.gather(1, new_ranks),
+            self.positions.gather(1, new_ranks),
+            self.contexts.gather(1, new_ranks).minimum(content_length[:, None]),
             self.positions.gather(1, ranks),
-            contexts.minimum(upto[:, None]),
+            contexts.minimum(content_length[:, None]),
             self.cache,
         )
-        self.cache.set_lengths(upto)
+        self.cache.set_lengths(content_length)
         return states
 
-    def laws(self, states: torch.Tensor) -> torch.Tensor:
-        """The laws (log, float32) of the tokens at queries with these final states: [B, Q, E] -> [B, Q, V]."""
-        return torch.log_softmax(self.model.logits(states).float() / self.temperature, dim=-1)
+    def log_probs(self, states: torch.Tensor) -> torch.Tensor:
+        """Log-probs (float32) of the tokens at queries with these final states: [B, Q, E] -> [B, Q, V]."""
+        return torch.log_softmax(self.model.logits(states).float() / self.config.temperature, dim=-1)
 
-    def log_probs(self, upto: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
-        """One function evaluation: the laws [B, Q, V] of the tokens at `ranks`; arguments as in `states`."""
-        return self.laws(self.states(upto, ranks, contexts))
+    def query_log_probs(
+        self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor
+    ) -> torch.Tensor:
+        """One function evaluation: log-probs [B, Q, V] of the tokens at `ranks`; arguments as in `query_states`."""
+        return self.log_probs(self.query_states(content_length, ranks, contexts))
 
-    def choice(self, positions: torch.Tensor) -> GumbelSampler | InverseCDFSampler:
-        """What draws drafts for the places [B, K] of the text, such that the coupling can do its work."""
-        kind = GumbelSampler if self.coupling == "gumbel" else InverseCDFSampler
-        return kind(self.noise, positions, self.model.config.vocab_size, TOKEN)
+    def token_sampler(self, positions: torch.Tensor) -> TokenSampler:
+        """What drafts for these positions [B, K] must be drawn with, for the verification rule to be exact."""
+        kind = GumbelSampler if self.config.coupling == "gumbel" else InverseCDFSampler
+        return kind(self.rng, positions, self.model.config.vocab_size, TOKEN)
 
-    def place(self, ranks: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Write tokens [B, K] at ranks [B, K], as drafts: nothing is settled."""
+    def write_drafts(self, ranks: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Put tokens [B, K] at ranks [B, K], where later queries see them. Nothing is decided yet."""
         self.tokens.scatter_(1, ranks, tokens)
 
-    def settle_window(self, drafts, size, accepted, following, added, evaluations) -> torch.Tensor:
-        """The first accepted [B] of the drafts [B, K], of which size [B] were judged, are decoded.
+    def verify(self, window: DraftWindow, log_p: torch.Tensor) -> Verdict:
+        """Apply the verification rule of the config, see `asarm.sampling.verification`: accepted and next tokens."""
+        rule = VERIFICATION_RULES[self.config.coupling]
+        verdict = rule(window, log_p, self.rng, self.config.tolerance)
+        if self.config.coupling == "block":  # whose numbers must not be used twice
+            self.rng = self.rng.fold_in()
+        return verdict
 
-        So is the token following [B] behind them, in rows where added [B] bool. evaluations: [B] int64, what it cost.
-        Returns the rows that go on, as `settle`.
+    def commit(
+        self,
+        drafts: torch.Tensor,
+        size: torch.Tensor,
+        accepted: torch.Tensor,
+        next_tokens: torch.Tensor,
+        evaluations: torch.Tensor | int = 1,
+    ) -> torch.Tensor:
+        """Decide the tokens of one iteration: accepted drafts, and the next token after them.
+
+        drafts: [B, K] int64, at the next K ranks, of which the first size [B] were verified and accepted [B] kept.
+        next_tokens: [B] int64; ignored where all K ranks, or all up to the row's end, are decided by drafts.
+        evaluations: function evaluations it took, of each row [B] or of all.
+
+        The cache keeps the content of accepted drafts; what it may hold after those is of rejected ones.
+        Returns the indices [B'] of the rows that are left; finished ones move to the result.
         """
-        place = (self.decoded + accepted)[:, None]
-        self.place(place, torch.where(added[:, None], following[:, None], self.tokens.gather(1, place)))
-        index = torch.arange(drafts.shape[1], device=accepted.device)
-        self.count((index <= accepted[:, None]) & (index < size[:, None]), index < accepted[:, None])
-        self.record(drafts, size, accepted, added.long())
-        if self.coupling == "block":
-            self.noise = self.noise.fold_in()
-        return self.settle(accepted, added.long(), evaluations)
-
-    def settle(self, accepted: torch.Tensor, added: torch.Tensor, evaluations: torch.Tensor) -> torch.Tensor:
-        """accepted [B] drafts and added [B] other tokens behind them are decoded, at the cost of evaluations [B].
-
-        What the cache holds of the accepted drafts stays; what it may hold behind them belongs to rejected ones.
-        Returns the indices [B'] of the rows that go on; those that are done are in the result.
-        """
+        added = accepted < self.remaining.clamp(max=drafts.shape[1])  # [B] bool
+        rank = (self.decoded + accepted)[:, None]
+        self.write_drafts(rank, torch.where(added[:, None], next_tokens[:, None], self.tokens.gather(1, rank)))
+        self._count(size, accepted, evaluations)
+        if self.result.trace is not None:
+            self._record_trace(self.result.trace, drafts, size, accepted, added)
         self.cache.set_lengths(torch.minimum(self.cache.lengths, self.decoded + accepted))
         self.decoded = self.decoded + accepted + added
-        self.result.nfe[self.rows.cpu()] += evaluations.cpu()  # rows are all different
-        done = self.decoded >= self.total
-        if done.any():
-            self._take_out(done)
-        return (~done).nonzero()[:, 0]
+        return self.retire_finished()
 
-    def _take_out(self, done: torch.Tensor) -> None:
-        """Finished rows go to the result and out of the batch, where they would only cost time."""
-        for row in done.nonzero()[:, 0].tolist():
-            total = int(self.total[row])
-            self.result.tokens[self.rows[row], self.positions[row, :total]] = self.tokens[row, :total]
-        keep = (~done).nonzero()[:, 0]
-        for name in ("tokens", "positions", "contexts", "total", "decoded", "rows"):
-            setattr(self, name, getattr(self, name)[keep])
-        self.noise = CounterRNG(self.noise.seeds[keep])
-        self.cache.keep_rows(keep)
+    def retire_finished(self) -> torch.Tensor:
+        """Move finished rows to the result and out of the batch, where they would only cost time.
 
-    def count(self, judged: torch.Tensor, kept: torch.Tensor) -> None:
-        """Book which drafts of the window were judged and which were kept: [B, K] bool each."""
-        rows, width = self.rows.cpu(), judged.shape[1]
-        self.result.proposed[rows, :width] += judged.cpu()
-        self.result.accepted[rows, :width] += kept.cpu()
+        Returns the indices [B'] of the rows that are left.
+        """
+        finished = self.decoded >= self.total
+        kept = (~finished).nonzero()[:, 0]
+        if finished.any():
+            for row in finished.nonzero()[:, 0].tolist():
+                total = int(self.total[row])
+                self.result.tokens[self.rows[row], self.positions[row, :total]] = self.tokens[row, :total]
+            for name in ("tokens", "positions", "contexts", "total", "decoded", "rows"):
+                setattr(self, name, getattr(self, name)[kept])
+            self.rng = self.rng.select(kept)
+            self.cache.keep_rows(kept)
+        return kept
 
-    def record(self, drafts: torch.Tensor, size: torch.Tensor, accepted: torch.Tensor, added: torch.Tensor) -> None:
-        """Keep this step, if a trace is wanted: size [B] of the drafts [B, K] were proposed for the next ranks, so many
-        accepted, and so many other tokens added behind them."""
-        if self.result.trace is None:
+    def _count(self, size: torch.Tensor, accepted: torch.Tensor, evaluations: torch.Tensor | int) -> None:
+        """Add one iteration to the counts of the result. size, accepted: [B] drafts."""
+        rows = self.rows.cpu()  # all different
+        self.result.nfe[rows] += evaluations.cpu() if isinstance(evaluations, torch.Tensor) else evaluations
+        if self.window == 0:
             return
+        column = torch.arange(self.window, device=size.device)
+        self.result.proposed[rows] += ((column <= accepted[:, None]) & (column < size[:, None])).cpu()
+        self.result.accepted[rows] += (column < accepted[:, None]).cpu()
+
+    def _record_trace(
+        self,
+        trace: list[list[TraceStep]],
+        drafts: torch.Tensor,
+        size: torch.Tensor,
+        accepted: torch.Tensor,
+        added: torch.Tensor,
+    ) -> None:
+        """Append one iteration to the trace of each row; arguments as in `commit`, before its tokens are decided."""
         numbers = zip(drafts.tolist(), size.tolist(), accepted.tolist(), added.tolist(), strict=True)
-        for row, (draft, proposed, kept, more) in enumerate(numbers):
+        for row, (draft, proposed, kept, has_next) in enumerate(numbers):
             first = int(self.decoded[row])
-            places = self.positions[row, first:].tolist()
-            tokens = self.tokens[row, first:].tolist()
-            step = TraceStep(
-                positions=places[:proposed],
-                drafts=draft[:proposed],
-                accepted=kept,
-                added=list(zip(places[kept : kept + more], tokens[kept : kept + more], strict=True)),
-            )
-            self.result.trace[int(self.rows[row])].append(step)
+            positions = self.positions[row, first:].tolist()
+            pair = (positions[kept], int(self.tokens[row, first + kept]))
+            step = TraceStep(positions[:proposed], draft[:proposed], kept, [pair] if has_next else [])
+            trace[int(self.rows[row])].append(step)

@@ -1,138 +1,168 @@
-"""One-pass any-subset speculative decoding: one function evaluation verifies a window and drafts the next one.
+"""Fused speculative decoding: one function evaluation verifies a window of drafts and prepares the next one.
 
-Which window comes next depends on how many drafts will be accepted, so the call asks for the next window of each such
-number a (or of the likely ones): the ranks behind rank n + a, seen from n + a ranks. Their laws lack the token at
-rank n + a only, which is drawn when the call is back, and of each other; a draft head, if the model has one, makes up
-for the nearest of these. A draft's law depends on nothing but tokens that are settled, or drafted before it, so
-accepting or replacing it returns a token with exactly the target law.
+Where the next window begins depends on how many drafts will be accepted, so each evaluation also asks for the window
+after every possible number a of them: the ranks after rank n + a, seen from the first n + a ranks. Such a query lacks
+the token at rank n + a, which is drawn when the evaluation is done, and the other drafts of its window; a draft head,
+if the model has one, makes up for the nearest of these. A draft depends on nothing but tokens that are decided or
+drafted before it, so verification leaves exactly the target distribution.
 
-Shapes: B rows, W drafts in the window, Q drafting queries, E width of states, V vocabulary.
+Shapes: B rows, W drafts in the window, K = W + 1 verified columns (the drafts and the rank after them), Q drafting
+queries, E width of states, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
+from asarm.models.compiled import DecodingModel
+from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.result import SampleResult
-from asarm.sampling.verification import VERIFICATION_RULES, Window
+from asarm.sampling.verification import DraftWindow
+from asarm.tokenization.batch import InfillBatch
 
 
-class Plan(Protocol):
-    """How far to draft. most: the longest window. k: of the drafts that the next call makes.
+class WindowPolicy(Protocol):
+    """How many tokens to draft. max_k: the longest window. k: drafts of the windows that the next evaluation prepares.
 
-    k may depend on what is settled, on costs and on the drafts judged so far, not on drafts yet to be judged.
+    k may depend on decided tokens, costs and the outcomes of earlier verifications, not on drafts yet to be verified.
     """
 
-    most: int
+    max_k: int
     k: int
 
-    def learn(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
-        """Hear that so many [B] of the first size [B] drafts were accepted."""
+    def update(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
+        """Take note of an iteration: of size [B] drafts the first accepted [B] were accepted."""
 
 
-class FixedPlan:
-    """Always k drafts, whatever is accepted."""
+class FixedWindow:
+    """Always k drafts."""
 
     def __init__(self, k: int):
-        self.most = self.k = k
+        self.max_k = self.k = k
 
-    def learn(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
-        pass
+    def update(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
+        """Nothing to learn."""
 
 
-def sample_fused(model, tokens, given, target, config, seeds, trace, plan: Plan | None = None) -> SampleResult:
-    """Exact when tolerance is 0; NFE <= targets. Arguments as in `asarm.sampling.sample`; without a plan windows have
-    config.k drafts."""
-    plan = plan or FixedPlan(config.k)
-    state = start(plan, model, tokens, given, target, config, seeds, trace)
-    for _ in steps(state, plan, config):
-        pass
+@dataclass
+class DraftStates:
+    """What the next window is drafted from: size [B] int64, its drafts, and states [B, at least W, E] of their queries.
+
+    States past a row's size are to be ignored.
+    """
+
+    size: torch.Tensor
+    states: torch.Tensor
+
+
+def sample_fused(
+    model: DecodingModel,
+    batch: InfillBatch,
+    config: SamplerConfig,
+    seeds: Sequence[int],
+    trace: bool,
+    policy: WindowPolicy | None = None,
+) -> SampleResult:
+    """Exact when tolerance is 0; NFE <= targets. Arguments as in `asarm.sampling.sample`.
+
+    policy: lengths of windows; without one they have config.k drafts.
+    """
+    policy = policy or FixedWindow(config.k)
+    state = fused_state(model, batch, config, seeds, trace, policy.max_k)
+    draft_states = no_drafts(state)
+    while state.unfinished:
+        draft_states = fused_step(state, draft_states, policy)
     return state.result
 
 
-def start(plan: Plan, model, tokens, given, target, config, seeds, trace) -> DecodeState:
-    """A batch about to be decoded in `steps`."""
-    return DecodeState(model, tokens, given, target, config, seeds, plan.most, trace, ahead=2 * plan.most + 1)
+def fused_state(
+    model: DecodingModel, batch: InfillBatch, config: SamplerConfig, seeds: Sequence[int], trace: bool, max_k: int
+) -> DecodeState:
+    """The state before the first `fused_step`, for windows of at most max_k drafts."""
+    return DecodeState(model, batch, config, seeds, trace, window=max_k, lookahead=2 * max_k + 1)
 
 
-def steps(state: DecodeState, plan: Plan, config) -> Iterator[None]:
-    """Decode, one function evaluation after the other."""
-    size = torch.zeros_like(state.decoded)  # [B], drafts of the next window; before the first call there are none
-    drafting = None  # [B, W, E], their states
-    while state.unfinished:
-        left = state.total - state.decoded  # [B]
-        width = int(size.max())
-        ranks = state.next_ranks(width + 1)  # [B, W + 1], the window and the rank behind it
-        positions = state.positions.gather(1, ranks)
-        choice = state.choice(positions)
-        log_q, drafts = _draft(state, drafting, size, ranks, choice)
-
-        most = int(left.max()) - 1  # ranks left to draft for behind the next token
-        depths = [max(0, min(plan.k, most - a)) for a in range(width + 1)]
-        states = _evaluate(state, ranks, size, depths)
-        window = Window(state.laws(states[:, : width + 1]), log_q, drafts, size, positions, choice)
-        accepted, following = VERIFICATION_RULES[config.coupling](window, state.noise, config.tolerance)
-        plan.learn(size, accepted)
-        one = torch.ones_like(size)
-        going = state.settle_window(drafts[:, :width], size, accepted, following, accepted < left, one)
-
-        size, drafting = _of_outcome(states[:, width + 1 :], depths, accepted)
-        size, drafting = size[going].minimum(state.total - state.decoded), drafting[going]
-        yield
+def no_drafts(state: DecodeState) -> DraftStates:
+    """Before the first function evaluation there is nothing to draft from."""
+    return DraftStates(torch.zeros_like(state.decoded), torch.empty(0))
 
 
-def _draft(state: DecodeState, drafting, size, ranks, choice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw and place a row's size [B] drafts for ranks [B, W + 1], by their states drafting [B, at least W, E].
-
-    Returns log-laws [B, W + 1, V] and drafts [B, W + 1]. Where there is no draft (size, or the last rank) the draft is
-    void and its law -inf, so that what replaces it has the target law.
-    """
-    width = ranks.shape[1] - 1
-    if width == 0:
-        none = torch.full((len(size), 1, state.model.config.vocab_size), float("-inf"), device=size.device)
-        return none, torch.zeros_like(ranks)
-    step = 1 if state.head else width  # with a head one by one: each is given the one before
-    places = [slice(first, first + step) for first in range(0, width, step)]
-    log_q = []
-    for at in places:
-        states = drafting[:, at]
-        if state.head:
-            states = _followed(state, states, ranks[:, at])
-        log_q.append(state.laws(states))
-        state.place(ranks[:, at], choice.tokens(log_q[-1], at))
-    void = torch.arange(width + 1, device=size.device) >= size[:, None]
-    log_q = F.pad(torch.cat(log_q, dim=1), (0, 0, 0, 1)).masked_fill(void[..., None], float("-inf"))
-    return log_q, state.tokens.gather(1, ranks)
+def fused_step(state: DecodeState, draft_states: DraftStates, policy: WindowPolicy) -> DraftStates:
+    """One iteration: draft, evaluate, verify, commit. Returns the states from which the next window is drafted."""
+    window = _draft(state, draft_states)
+    columns = window.tokens.shape[1]  # K
+    next_sizes = _next_sizes(state, columns, policy.k)
+    states = _evaluate(state, window.size, next_sizes)  # [B, K + Q, E]
+    accepted, next_tokens = state.verify(window, state.log_probs(states[:, :columns]))  # [B] each
+    policy.update(window.size, accepted)
+    next_states = _select(states[:, columns:], next_sizes, accepted)
+    kept = state.commit(window.tokens, window.size, accepted, next_tokens)  # [B'], rows that are left
+    return DraftStates(next_states.size[kept].minimum(state.remaining), next_states.states[kept])
 
 
-def _followed(state: DecodeState, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-    """States [B, 1, E] that draft for ranks [B, 1], given the token before, if it is the neighbour on the left."""
+def _draft(state: DecodeState, draft_states: DraftStates) -> DraftWindow:
+    """Draw the drafts of the window, and write them to the state. The last of its K columns never has a draft."""
+    size = draft_states.size
+    width = int(size.max())
+    ranks = state.next_ranks(width + 1)  # [B, K]
+    positions = state.positions.gather(1, ranks)
+    sampler = state.token_sampler(positions)
+    tokens = torch.zeros_like(ranks)
+    log_q = torch.full((*ranks.shape, state.model.config.vocab_size), float("-inf"), device=ranks.device)
+    use_head = state.config.draft == "self" and state.model.draft_head is not None
+    step = 1 if use_head else max(width, 1)  # with a head one by one, each given the one before
+    for first in range(0, width, step):
+        columns = slice(first, first + step)
+        states = draft_states.states[:, columns]
+        if use_head:
+            states = _follow(state, states, ranks[:, columns])
+        log_q[:, columns] = state.log_probs(states)
+        tokens[:, columns] = sampler.draw(log_q[:, columns], columns)
+        state.write_drafts(ranks[:, columns], tokens[:, columns])
+    window = DraftWindow(tokens, size, log_q, positions, sampler)
+    log_q.masked_fill_(~window.has_draft()[..., None], float("-inf"))  # in rows with fewer drafts
+    return window
+
+
+def _follow(state: DecodeState, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+    """Draft states [B, 1, E] for ranks [B, 1], moved by the draft head where the rank before is the left neighbour."""
     before = ranks - 1
     adjacent = state.positions.gather(1, before) + 1 == state.positions.gather(1, ranks)  # [B, 1]
-    followed = state.model.follow(states, state.tokens.gather(1, before))
-    return torch.where(adjacent[..., None], followed, states)
+    moved = state.model.follow(states, state.tokens.gather(1, before))
+    return torch.where(adjacent[..., None], moved, states)
 
 
-def _evaluate(state: DecodeState, ranks, size, depths: list[int]) -> torch.Tensor:
-    """States that verify the tokens at ranks [B, W + 1], and then, for each a of 0..W, states that draft for the
-    depths[a] ranks behind the a-th of them, blind to its token: [B, W + 1 + Q, E]."""
-    seen = [a for a, depth in enumerate(depths) for _ in range(depth)]
-    behind = [a + 1 + index for a, depth in enumerate(depths) for index in range(depth)]
-    # [Q] each, counted from the first rank
-    seen, behind = torch.tensor([seen, behind], dtype=torch.long, device=ranks.device)
-    first = state.decoded[:, None]
-    asked, contexts = (torch.cat((ranks, first + counted), dim=1) for counted in (behind, seen))
-    return state.states(state.decoded + size, asked, contexts)
+def _next_sizes(state: DecodeState, columns: int, k: int) -> list[int]:
+    """For each number a = 0 .. W of accepted drafts: how many drafts the window after them has at most.
+
+    It is k, or fewer where even the longest row has fewer ranks left after the a drafts and the token after those.
+    """
+    remaining = int(state.remaining.max())
+    return [max(0, min(k, remaining - 1 - accepted)) for accepted in range(columns)]
 
 
-def _of_outcome(states: torch.Tensor, depths: list[int], accepted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the drafting states [B, Q, E] those for the number [B] of drafts that were accepted: how many [B], and they
-    themselves [B, W', E] (what is beyond a row's number is void)."""
-    depth = torch.tensor(depths, device=accepted.device)
-    size, start = depth[accepted], (depth.cumsum(0) - depth)[accepted]  # [B]
+def _evaluate(state: DecodeState, size: torch.Tensor, next_sizes: list[int]) -> torch.Tensor:
+    """The function evaluation of an iteration: final states [B, K + Q, E].
+
+    The first K verify the columns of the window. Then come, for each number a of accepted drafts, queries for the
+    next_sizes[a] ranks after the a-th column, which do not see its token.
+    """
+    verifying = list(range(len(next_sizes)))
+    ranks = verifying + [a + 1 + index for a, count in enumerate(next_sizes) for index in range(count)]
+    contexts = verifying + [a for a, count in enumerate(next_sizes) for _ in range(count)]
+    offsets = torch.tensor([ranks, contexts], dtype=torch.long, device=size.device)  # [2, K + Q]
+    rank, context = state.decoded[:, None] + offsets[:, None]  # [B, K + Q] each
+    return state.query_states(state.decoded + size, rank, context)
+
+
+def _select(states: torch.Tensor, next_sizes: list[int], accepted: torch.Tensor) -> DraftStates:
+    """Of the drafting states [B, Q, E] of all outcomes those of the actual one: accepted [B] drafts."""
+    starts = [0, *accumulate(next_sizes)][:-1]  # of each outcome's queries among the Q
+    size, start = torch.tensor([next_sizes, starts], device=accepted.device)[:, accepted]  # [B] each
     index = start[:, None] + torch.arange(int(size.max()), device=size.device)  # [B, W']
     index = index.clamp(max=max(0, states.shape[1] - 1))
-    return size, states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
+    return DraftStates(size, states.gather(1, index[..., None].expand(-1, -1, states.shape[-1])))

@@ -1,4 +1,4 @@
-"""What every sampler returns."""
+"""What every sampler returns: filled sequences, their costs, and a trace on request."""
 
 from dataclasses import dataclass, field
 
@@ -7,11 +7,11 @@ import torch
 
 @dataclass
 class TraceStep:
-    """One iteration of one row: what was drafted where, and what became of it.
+    """One iteration of one row.
 
-    positions: places of the drafted tokens, ascending. drafts: the tokens proposed for them ([] for samplers that
-    draft nothing). accepted: how many of the first of them were kept. added: (position, token) pairs decoded without
-    having been accepted drafts: the replacement of a rejected draft, or what a sampler without drafts drew.
+    positions: of the drafted tokens, ascending. drafts: the tokens proposed there ([] for samplers without drafts).
+    accepted: how many of the first of them were kept. added: (position, token) pairs decoded by other means than an
+    accepted draft: the replacement of a rejected one, or what a sampler without drafts drew.
     """
 
     positions: list[int]
@@ -22,15 +22,15 @@ class TraceStep:
 
 @dataclass
 class SampleResult:
-    """Filled texts and what they cost.
+    """Filled sequences and their costs.
 
     tokens: [B, N] int64, the input with its targets filled.
-    nfe: [B] int64, function evaluations the row took part in until it was done.
+    nfe: [B] int64, network function evaluations that the row took part in until it was finished.
     targets: [B] int64, tokens filled.
-    proposed, accepted: [B, k] int64, by index in the window: drafts judged (all before them were accepted), drafts
-        accepted. k is 0 where nothing is drafted.
+    proposed, accepted: [B, k] int64, counts by column of the window: drafts up to the first rejection, that one
+        included, and drafts accepted. k is 0 where nothing is drafted.
     seconds: wall time of the whole batch.
-    trace: for each row the steps it took, or None when not asked for.
+    trace: the steps of each row, or None when not asked for.
     """
 
     tokens: torch.Tensor

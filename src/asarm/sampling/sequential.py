@@ -1,23 +1,27 @@
-"""One token a function evaluation, in rank order: the yardstick that every other exact sampler must agree with."""
+"""Sequential sampler: one token per function evaluation, in rank order. The reference for all exact samplers."""
+
+from collections.abc import Sequence
 
 import torch
 
-from asarm.sampling.counter_rng import TOKEN
+from asarm.models.compiled import DecodingModel
+from asarm.sampling.config import SamplerConfig
+from asarm.sampling.counter_rng import TOKEN, GumbelSampler
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.result import SampleResult
+from asarm.tokenization.batch import InfillBatch
 
 
-def sample_sequential(model, tokens, given, target, config, seeds, trace) -> SampleResult:
+def sample_sequential(
+    model: DecodingModel, batch: InfillBatch, config: SamplerConfig, seeds: Sequence[int], trace: bool
+) -> SampleResult:
     """Exact; NFE = targets. Arguments as in `asarm.sampling.sample`."""
-    state = DecodeState(model, tokens, given, target, config, seeds, window=1, trace=trace)
+    state = DecodeState(model, batch, config, seeds, trace, window=0, lookahead=1)
     while state.unfinished:
-        ranks = state.next_ranks(1)
-        log_p = state.log_probs(state.decoded, ranks, ranks)  # [B, 1, V]
-        noise = state.noise.gumbel(state.positions.gather(1, ranks), log_p.shape[-1], TOKEN)
-        state.place(ranks, (log_p + noise).argmax(-1))
-        none, one = torch.zeros_like(state.decoded), torch.ones_like(state.decoded)
-        state.record(ranks, none, none, one)
-        state.settle(none, one, one)
-    result = state.result
-    result.proposed, result.accepted = result.proposed[:, :0], result.accepted[:, :0]
-    return result
+        ranks = state.next_ranks(1)  # [B, 1]
+        log_p = state.query_log_probs(state.decoded, ranks, ranks)  # [B, 1, V]
+        sampler = GumbelSampler(state.rng, state.positions.gather(1, ranks), log_p.shape[-1], TOKEN)
+        tokens = sampler.draw(log_p)  # [B, 1]
+        none = torch.zeros_like(state.decoded)  # [B], drafts
+        state.commit(tokens, none, none, tokens[:, 0])
+    return state.result

@@ -1,112 +1,131 @@
-"""How drafts meet the target law: which drafts are accepted, and what replaces the first rejected one.
+"""Verification rules: which drafts are accepted and how the first rejection is resampled.
 
-All couplings return a text with exactly the target law, whatever the drafts' laws were.
-Shapes: B rows, K places in the window, V vocabulary; size [B] says how many of a row's places have a draft.
+Every rule returns tokens with exactly the target distribution, whatever distributions the drafts were drawn from.
+
+    accepted, next_tokens = rule(window, log_p, rng, tolerance)
+
+window: the drafts. log_p: [B, K, V] float32, target log-probs at the window's positions, each given all tokens before.
+tolerance: of `residual` only. accepted: [B] int64, how many of the first drafts are kept. next_tokens: [B] int64, the
+token after those, to be ignored where all K columns were accepted.
+
+Shapes: B rows, K columns of the window, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from asarm.sampling.counter_rng import REPLACEMENT, VERDICT, CounterRNG, GumbelSampler, InverseCDFSampler, inverse_cdf
+from asarm.sampling.counter_rng import REPLACEMENT, VERDICT, CounterRNG, TokenSampler, inverse_cdf
 
 
 @dataclass
-class Window:
-    """The drafts of one iteration and the two laws of each of them.
+class DraftWindow:
+    """The drafts of one iteration, for the next positions of each row, and the distributions they were drawn from.
 
-    log_p, log_q: [B, K, V] float32, log of the target's and the draft's law, each given all tokens before. At a place
-        without a draft log_q is -inf, if log_p holds the target's law there.
-    drafts: [B, K] int64. size: [B] int64. positions: [B, K] int64, places in the text.
-    choice: what the drafts were drawn with.
+    tokens: [B, K] int64. Only the first size [B] (int64) of a row are drafts; tokens after them are to be ignored.
+    log_q: [B, K, V] float32, log-probs of the distribution that each draft was drawn from, given all tokens before.
+        Columns without a draft have -inf, so that the next token is drawn from the target itself, unless they are
+        past the end of the row's sequence.
+    positions: [B, K] int64, of the tokens in their sequence.
+    sampler: what the drafts were drawn with.
     """
 
-    log_p: torch.Tensor
-    log_q: torch.Tensor
-    drafts: torch.Tensor
+    tokens: torch.Tensor
     size: torch.Tensor
+    log_q: torch.Tensor
     positions: torch.Tensor
-    choice: GumbelSampler | InverseCDFSampler
+    sampler: TokenSampler
 
     def has_draft(self) -> torch.Tensor:
-        """Which places have a draft: [B, K] bool."""
-        return torch.arange(self.drafts.shape[1], device=self.size.device) < self.size[:, None]
+        """Which columns have a draft: [B, K] bool."""
+        return torch.arange(self.tokens.shape[1], device=self.size.device) < self.size[:, None]
 
-    def log_ratio(self) -> torch.Tensor:
+    def log_ratio(self, log_p: torch.Tensor) -> torch.Tensor:
         """log p / q of the drafts [B, K]; 0 where there is none."""
-        chosen = self.drafts[..., None]
-        ratio = (self.log_p.gather(-1, chosen) - self.log_q.gather(-1, chosen))[..., 0]
+        drafts = self.tokens[..., None]
+        ratio = (log_p.gather(-1, drafts) - self.log_q.gather(-1, drafts))[..., 0]
         return torch.where(self.has_draft(), ratio, 0.0)
 
 
-def leading(accept: torch.Tensor) -> torch.Tensor:
-    """How many drafts [B] stand before the first that is not accepted: accept [B, K] bool."""
-    return accept.long().cumprod(1).sum(1)
+Verdict = tuple[torch.Tensor, torch.Tensor]  # accepted [B], next_tokens [B]
 
 
-def at_index(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """values [B, K, ...] at index [B] of the second axis (the last where the index is past the end): [B, ...]."""
-    return values[torch.arange(len(values), device=values.device), index.clamp(max=values.shape[1] - 1)]
+def residual(window: DraftWindow, log_p: torch.Tensor, rng: CounterRNG, tolerance: float) -> Verdict:
+    """Accept with min(1, p / q), else draw from normalise(max(0, p - q)) (speculative sampling, arXiv 2211.17192).
 
-
-def replacement(rest: torch.Tensor, p: torch.Tensor, window: Window, accepted: torch.Tensor, noise: CounterRNG):
-    """The token [B] that follows the accepted [B] drafts, drawn from rest [B, V] (not normalised).
-
-    Where nothing is left, p and q differ by rounding only; then p [B, V] itself is the law.
+    tolerance: accept with min(1, p / q + tolerance) instead; exact at 0 only.
     """
-    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)
-    place = at_index(window.positions, accepted)[:, None]
-    return inverse_cdf(rest, noise.uniform(place, REPLACEMENT)[:, 0])
+    accept = rng.uniform(window.positions, VERDICT) < window.log_ratio(log_p).exp() + tolerance
+    accepted = _count_leading(accept & window.has_draft())
+    p, q = _at_column(log_p, accepted).exp(), _at_column(window.log_q, accepted).exp()  # [B, V]
+    return accepted, _draw_replacement((p - q).clamp(min=0), p, window, accepted, rng)
 
 
-def residual(window: Window, noise: CounterRNG, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Accept with min(1, p / q), else take a token from normalise(max(0, p - q)) (speculative sampling, 2211.17192).
-
-    tolerance: accept with min(1, p / q + tolerance); the law is exact at 0 only.
-    Returns accepted [B] and the token that follows them [B]; the latter is void where nothing follows in the window.
-    """
-    verdict = noise.uniform(window.positions, VERDICT) < window.log_ratio().exp() + tolerance
-    accepted = leading(verdict & window.has_draft())
-    p, q = at_index(window.log_p, accepted).exp(), at_index(window.log_q, accepted).exp()  # [B, V]
-    return accepted, replacement((p - q).clamp(min=0), p, window, accepted, noise)
-
-
-def block(window: Window, noise: CounterRNG, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
+def block(window: DraftWindow, log_p: torch.Tensor, rng: CounterRNG, tolerance: float) -> Verdict:
     """Accept the longest prefix of the drafts that passes, even if a shorter one does not (block verification,
-    arXiv 2403.10444): on average no fewer than `residual`, and no exact rule that sees one draft path takes more.
+    arXiv 2403.10444). On average this accepts at least as many as `residual`, and as many as any exact rule that sees
+    a single path of drafts.
 
-    With w_0 = 1 and w_i = min(1, w_{i-1} p_i / q_i) of the i-th draft, the first i drafts pass with the chance
-    s_i / (s_i + 1 - w_i), where s_i = sum of max(0, w_i p - q) over the tokens of the next place; where that has no
-    draft, q is 0 and the chance w_i. What follows is drawn from max(0, w_i p - q).
+    With w_0 = 1 and w_i = min(1, w_{i-1} p_i / q_i) for the i-th draft, the first i drafts pass with probability
+    s_i / (s_i + 1 - w_i), where s_i is the sum of max(0, w_i p - q) over the tokens of the next column. Where that has
+    no draft, q is 0 and the probability is w_i. The next token is drawn from max(0, w_i p - q).
 
-    The verdict depends on drafts that are thrown away, so their random numbers must not be used again: see
-    `CounterRNG.fold_in`.
-    Returns as `residual`; tolerance is not used.
+    Whether a prefix passes depends on drafts that may then be discarded, so that their random numbers must not be used
+    again: see `CounterRNG.fold_in`.
     """
     has_draft = window.has_draft()
-    walk = F.pad(window.log_ratio().cumsum(1), (1, 0))  # [B, K + 1]
+    walk = F.pad(window.log_ratio(log_p).cumsum(1), (1, 0))  # [B, K + 1]
     weight = (walk - walk.cummax(1).values).exp()  # [B, K + 1], w_0 .. w_K
     q = window.log_q.exp().masked_fill(~has_draft[..., None], 0.0)
-    rest = (weight[:, :-1, None] * window.log_p.exp() - q).clamp(min=0)  # [B, K, V], behind 0 .. K - 1 drafts
-    # Rounding aside this is the sum at places without draft too; and behind the last place there is none.
+    rest = (weight[:, :-1, None] * log_p.exp() - q).clamp(min=0)  # [B, K, V], after 0 .. K - 1 drafts
+    # Columns without a draft: q is 0, so that the sum is w_i, here without rounding. After the last column: w_K.
     mass = F.pad(torch.where(has_draft, rest.sum(-1), weight[:, :-1]), (0, 1))
     mass[:, -1] = weight[:, -1]
     chance = torch.where(weight < 1, mass / (mass + 1 - weight), 1.0)[:, 1:]  # [B, K], of the first 1 .. K drafts
-    passed = (noise.uniform(window.positions, VERDICT) < chance) & has_draft
+    passed = (rng.uniform(window.positions, VERDICT) < chance) & has_draft
     accepted = (passed * torch.arange(1, passed.shape[1] + 1, device=passed.device)).amax(1)
-    p = at_index(window.log_p, accepted).exp()
-    return accepted, replacement(at_index(rest, accepted), p, window, accepted, noise)
+    p = _at_column(log_p, accepted).exp()
+    return accepted, _draw_replacement(_at_column(rest, accepted), p, window, accepted, rng)
 
 
-def gumbel(window: Window, noise: CounterRNG, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Accept while the target law picks the same token under the same noise, else take its token (arXiv 2408.07978).
+def gumbel(window: DraftWindow, log_p: torch.Tensor, rng: CounterRNG, tolerance: float) -> Verdict:
+    """Accept while the target chooses the same token with the same noise, else take its token (arXiv 2408.07978).
 
-    The text is then that of the sequential sampler with the same seed, token for token. Returns as `residual`.
+    For drafts drawn with `GumbelSampler`. The result is that of the sequential sampler with the same seed, token for
+    token.
     """
-    picks = window.choice.tokens(window.log_p)  # [B, K]
-    accepted = leading((picks == window.drafts) & window.has_draft())
-    return accepted, at_index(picks, accepted)
+    choices = window.sampler.draw(log_p)  # [B, K]
+    accepted = _count_leading((choices == window.tokens) & window.has_draft())
+    return accepted, _at_column(choices, accepted)
 
 
-VERIFICATION_RULES = {"residual": residual, "block": block, "gumbel": gumbel}
+# By the value of `SamplerConfig.coupling`.
+VERIFICATION_RULES: dict[str, Callable[[DraftWindow, torch.Tensor, CounterRNG, float], Verdict]] = {
+    "residual": residual,
+    "block": block,
+    "gumbel": gumbel,
+}
+
+
+def _count_leading(accept: torch.Tensor) -> torch.Tensor:
+    """How many columns [B] come before the first false one: accept [B, K] bool."""
+    return accept.long().cumprod(1).sum(1)
+
+
+def _at_column(values: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """values [B, K, ...] at one column [B] a row (the last one where it is past the end): [B, ...]."""
+    return values[torch.arange(len(values), device=values.device), column.clamp(max=values.shape[1] - 1)]
+
+
+def _draw_replacement(
+    rest: torch.Tensor, p: torch.Tensor, window: DraftWindow, accepted: torch.Tensor, rng: CounterRNG
+) -> torch.Tensor:
+    """The tokens [B] after the accepted [B] drafts, drawn from rest [B, V] (not normalised).
+
+    Where rest is all 0, p and q differ by rounding only; then p [B, V] itself is the distribution.
+    """
+    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)
+    position = _at_column(window.positions, accepted)[:, None]
+    return inverse_cdf(rest, rng.uniform(position, REPLACEMENT)[:, 0])

@@ -1,1 +1,1 @@
-"""Text to token ids and back, gaps, and batches of texts with gaps."""
+"""Text to token ids and back, the `___` notation for gaps, and batches of sequences to be infilled."""

@@ -1,19 +1,21 @@
-"""Text to token ids and back, as a model was trained: for code models white space is written as tokens."""
+"""`TextCodec`: text to token ids and back, with white space written as tokens for code models."""
 
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from asarm.utils.errors import InputError
 
-# The released code models' mapping, in its order: three spaces become the token of two and one space, never pad.
+# The mapping of the released code models, applied in this order: three spaces become the token of two and one space,
+# never the pad token.
 WHITE_SPACE = {"\n": "cls_token", "\t": "sep_token", "  ": "unk_token", "   ": "pad_token"}
 
 
-def white_space_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """White space -> the token that is written for it. InputError when the tokenizer lacks one or has one for two."""
+def find_white_space_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """White space -> the token written for it. InputError when the tokenizer lacks one or two are the same."""
     tokens = {white: getattr(tokenizer, name) for white, name in WHITE_SPACE.items()}
     if None in tokens.values() or len(set(tokens.values())) < len(tokens):
         found = ", ".join(f"{name} {tokens[white]}" for white, name in WHITE_SPACE.items())
@@ -24,28 +26,32 @@ def white_space_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 class TextCodec:
     """A tokenizer of `transformers`, used the way its model was trained.
 
-    white_space: "plain" leaves the text to the tokenizer; "tokens" writes newlines, tabs and pairs of spaces as its
-        cls, sep and unk tokens first, and gives them back when decoding. InputError when it has no such tokens.
+    white_space: "plain" leaves the text to the tokenizer; "tokens" first writes newlines, tabs and pairs of spaces as
+        its cls, sep and unk tokens, and turns these back into white space when decoding. Raises InputError when the
+        tokenizer has no such tokens.
 
-    What comes back is what the tokenizer keeps. XLNet's makes one space of any white space, takes accents off, and
-    reads '' and `` as ". With "tokens" it gives back lines and their indentation, but no carriage returns, and no
-    single space that stands before or behind other white space: three spaces come back as two, and the space between
-    a word and a newline is gone. A character it does not know comes back as two spaces.
+    Encoding loses what the tokenizer normalises. XLNet's turns any white space into one space, removes accents, and
+    reads '' and `` as ". With "tokens" lines and their indentation survive, but carriage returns do not, nor does a
+    single space next to other white space: three spaces come back as two, and the space between a word and a newline
+    is lost. A character that the vocabulary lacks comes back as two spaces.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, white_space: str = "plain"):
         if white_space not in ("plain", "tokens"):
             raise InputError(f"unknown white_space {white_space!r}: choose plain or tokens")
         self.tokenizer = tokenizer
-        self.written = white_space_tokens(tokenizer) if white_space == "tokens" else {}  # white space -> token
-        self.read = {tokenizer.convert_tokens_to_ids(token): white for white, token in self.written.items()}
+        self.white_space_tokens = find_white_space_tokens(tokenizer) if white_space == "tokens" else {}
+        self.white_space_of = {  # token id -> white space
+            tokenizer.convert_tokens_to_ids(token): white for white, token in self.white_space_tokens.items()
+        }
 
     @property
-    def mask_token(self) -> str | None:
+    def mask_token(self) -> str:
+        """The mask token, which the tokenizer of every any-subset model has (`load_tokenizer` sees to it)."""
         return self.tokenizer.mask_token
 
     @property
-    def mask_token_id(self) -> int | None:
+    def mask_token_id(self) -> int:
         return self.tokenizer.mask_token_id
 
     @property
@@ -57,16 +63,16 @@ class TextCodec:
         return len(self.tokenizer)
 
     def line_ends(self) -> list[int]:
-        """The tokens that end a line: those whose text ends with a newline, and eos."""
+        """Ids of the tokens that end a line: those whose text ends with a newline, and eos."""
         return [token for token in range(len(self)) if token == self.eos_token_id or self.decode([token])[-1:] == "\n"]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer; how white space is written stands in the model's config (see `asarm.models.load`)."""
+        """Write the tokenizer. The model's config says how white space is written (see `asarm.models.load`)."""
         self.tokenizer.save_pretrained(folder)
 
     def write_white_space(self, text: str) -> str:
-        """The text as the tokenizer gets it, with tokens for white space. Doing it twice changes nothing more."""
-        for white, token in self.written.items():
+        """The text with tokens for white space, as the tokenizer gets it. Idempotent."""
+        for white, token in self.white_space_tokens.items():
             text = text.replace(white, token)
         return text
 
@@ -75,14 +81,15 @@ class TextCodec:
         return self.tokenizer.encode(self.write_white_space(text), add_special_tokens=False, verbose=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included, with no white space tidied."""
+        """The text of token ids, special tokens included, without any clean-up of white space."""
         text = ""
-        # The tokenizer puts a space before each section between special tokens, and takes it off what it decodes.
-        for is_white, section in groupby(ids, key=self.read.__contains__):
+        # The tokenizer puts a space before each section between special tokens, and removes it from what it decodes.
+        for is_white, section in groupby(ids, key=self.white_space_of.__contains__):
             if is_white:
-                text += "".join(self.read[token] for token in section)
+                text += "".join(self.white_space_of[token] for token in section)
             else:
-                text += self.tokenizer.decode(
+                decoded = self.tokenizer.decode(
                     list(section), skip_special_tokens=False, clean_up_tokenization_spaces=False
                 )
+                text += cast(str, decoded)  # of a list of ids, not of a list of lists
         return text

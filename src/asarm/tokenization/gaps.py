@@ -1,17 +1,15 @@
-"""Text with gaps (`___`) to tokens, and tokens back to text with the origin of every piece.
+"""Text with gaps (`___`) to token ids, and token ids back to text in labelled spans.
 
 A tokenizer of these models keeps a word's leading space in the word's first token. So the space before a gap belongs
-to the gap, and the text on its right keeps its own: `upon a time ___ lived` is `upon a time`, gap, ` lived`.
+to the gap, and the text after it keeps its own: `upon a time ___ lived` is `upon a time`, gap, ` lived`.
 """
 
 import re
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import NamedTuple
 
-import torch
-
-from asarm.tokenization.batch import InfillBatch
+from asarm.tokenization.batch import InfillBatch, Role
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 
@@ -20,18 +18,18 @@ SENTENCEPIECE_SPACE = "\u2581"
 
 
 class Span(NamedTuple):
-    """A piece of decoded text and the label of the tokens that it came from."""
+    """A piece of decoded text and the label of its tokens."""
 
     text: str
     label: str
 
 
 def parse_gaps(text: str, codec: TextCodec, default_gap_tokens: int, max_length: int | None = None) -> InfillBatch:
-    """Tokens of a text in which runs of three or more underscores are gaps.
+    """A text in which runs of three or more underscores are gaps, as a batch of one: [1, N], mask tokens in the gaps.
 
-    Digits directly behind a gap give its tokens (`___5`), otherwise it has default_gap_tokens. One space before a gap
-    belongs to the gap; where pairs of spaces are tokens (see `TextCodec`), only one that is not in a pair. max_length:
-    the model's positions; None is no limit.
+    Digits right after a gap give its length in tokens (`___5`); otherwise it is default_gap_tokens. One space before a
+    gap belongs to the gap; where pairs of spaces are tokens (see `TextCodec`), only one that is not in a pair.
+    max_length: the most tokens that the model takes; None is no limit.
 
     Raises InputError for a text that is empty, has no gap, has a gap of 0 tokens, holds the mask token itself, or is
     longer than max_length.
@@ -55,23 +53,24 @@ def parse_gaps(text: str, codec: TextCodec, default_gap_tokens: int, max_length:
             f"the text has {length} tokens, {sum(sizes)} of them in gaps, but the model takes at most {max_length}: "
             "shorten the text or its gaps"
         )
-    ids, filled = list(encoded[0]), [False] * len(encoded[0])
-    for size, segment in zip(sizes, encoded[1:], strict=True):
-        ids += [codec.mask_token_id] * size + segment
-        filled += [True] * size + [False] * len(segment)
-    target = torch.tensor(filled)
-    return InfillBatch(torch.tensor(ids), ~target, target)
+    gaps = [[codec.mask_token_id] * size for size in sizes]
+    parts = [*encoded[:1], *chain.from_iterable(zip(gaps, encoded[1:], strict=True))]  # text, gap, text, ..., text
+    roles = [Role.GIVEN, *[Role.TARGET, Role.GIVEN] * len(gaps)]
+    return InfillBatch.from_parts([parts], roles)
 
 
 def encode_segment(codec: TextCodec, segment: str, continues: bool) -> list[int]:
-    """Token ids of a segment, so that all segments and gaps joined decode to the text."""
+    """Token ids of a segment between gaps, such that all segments and gaps joined decode to the text.
+
+    continues: other text or a gap stands before the segment.
+    """
     ids = codec.encode(segment)
     if not (continues and ids) or segment[0].isspace():
         return ids
-    if not codec.tokenizer.convert_ids_to_tokens(ids[0]).startswith(SENTENCEPIECE_SPACE):
+    if not str(codec.tokenizer.convert_ids_to_tokens(ids[0])).startswith(SENTENCEPIECE_SPACE):
         return ids
-    # SentencePiece tokenizers put a space before all that they are given. Behind a symbol that joins no piece there
-    # is none.
+    # SentencePiece tokenizers put a space before whatever they are given, but not between a symbol that is part of no
+    # longer piece and what follows it.
     symbol = codec.encode("\u2603")
     joined = codec.encode("\u2603" + segment)
     return joined[len(symbol) :] if joined[: len(symbol)] == symbol else ids
@@ -83,17 +82,18 @@ def _shown(text: str, width: int = 60) -> str:
 
 
 def label_spans(codec: TextCodec, tokens: Sequence[int], labels: Sequence[str]) -> list[Span]:
-    """The decoded text cut where the label of the tokens changes; the spans joined are the whole decoded text.
+    """The decoded text, cut where the label of the tokens changes. The spans joined are the whole decoded text.
 
-    tokens, labels: N each. A character whose bytes lie on both sides of a cut goes to the right one.
+    tokens, labels: N each. A character whose bytes lie on both sides of a cut belongs to the span after it.
     """
     tokens = list(tokens)
     whole = codec.decode(tokens)
-    spans, start, end = [], 0, 0
+    spans: list[Span] = []
+    start = end = 0
     for label, run in groupby(labels):
         end += len(list(run))
         left = codec.decode(tokens[:end])
-        cut = len(left if whole.startswith(left) else left.rstrip("\ufffd"))  # the bytes of half a character
+        cut = len(left if whole.startswith(left) else left.rstrip("\ufffd"))  # without an incomplete character
         if cut > start:
             spans.append(Span(whole[start:cut], label))
             start = cut
@@ -101,9 +101,9 @@ def label_spans(codec: TextCodec, tokens: Sequence[int], labels: Sequence[str]) 
 
 
 def text_after(codec: TextCodec, left: Sequence[int], ids: Sequence[int]) -> str:
-    """The text of token ids behind others, where some tokenizers read a space that they drop at a text's beginning.
+    """The text of token ids that follow others. Alone, some tokenizers would drop the space that it begins with.
 
-    Bytes that are no whole character show as the replacement character.
+    An incomplete UTF-8 sequence shows as the replacement character.
     """
-    spans = label_spans(codec, [*left, *ids], ["left"] * len(left) + ["behind"] * len(ids))
-    return "".join(span.text for span in spans if span.label == "behind")
+    spans = label_spans(codec, [*left, *ids], ["left"] * len(left) + ["after"] * len(ids))
+    return "".join(span.text for span in spans if span.label == "after")

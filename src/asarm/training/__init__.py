@@ -1,1 +1,1 @@
-"""Training: the loop, its settings, checkpoints and reports."""
+"""Training: settings, the loop, validation, checkpoints and reports."""

@@ -1,7 +1,11 @@
-"""Checkpoints: folders `checkpoint-000200` in a run's folder, which are whole or count as not there.
+"""Checkpoints: folders `checkpoint-000200` in a run's folder, each of which is either whole or counts as missing.
 
-A folder is written under a temporary name, flushed to the disk and then renamed; its `checkpoint.json` lists the
-SHA-256 of every other file. The `model` in it is a model folder like any other.
+    model/            a model folder like any other
+    optimizer.pt      state of the optimiser
+    data.json         where the readers of a streamed dataset are; {} for local files
+    checkpoint.json   the manifest: step, score and the SHA-256 of every other file
+
+A folder is written under a temporary name, flushed to the disk and then renamed.
 """
 
 import json
@@ -11,19 +15,41 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from asarm.utils.errors import InputError
 from asarm.utils.files import sha256_of_file, write_whole
 
 logger = logging.getLogger(__name__)
-ABOUT = "checkpoint.json"
+MANIFEST = "checkpoint.json"
+
+
+def write_state(
+    folder: Path, write_model: Callable[[Path], None], optimizer: dict, reader_states: dict[int, dict]
+) -> None:
+    """Write everything but the manifest into a checkpoint's folder. write_model: writes a model folder."""
+    write_model(folder / "model")
+    torch.save(optimizer, folder / "optimizer.pt")
+    (folder / "data.json").write_text(json.dumps(reader_states) + "\n", encoding="utf-8")
+
+
+def read_optimizer_state(folder: Path) -> dict:
+    """The state of the optimiser, on the CPU."""
+    return torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+
+
+def read_reader_states(folder: Path) -> dict[int, dict]:
+    """The states of the readers of a streamed dataset; {} for local files."""
+    saved = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    return {int(reader): state for reader, state in saved.items()}
 
 
 def save(output: Path, step: int, score: float | None, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill the checkpoint of a step. score: of its validation, lower is better; None if there was none.
+    """Let `write` fill the checkpoint of a step, and add the manifest. Returns its folder.
 
-    Raises InputError when it cannot be written, on a full disk say; what was there before is left as it was.
+    score: of the validation at this step, lower is better; None if there was none. Raises InputError when the
+    checkpoint cannot be written, for example on a full disk; an earlier one of the same step is then left as it was.
     """
     folder = output / f"checkpoint-{step:06d}"
 
@@ -32,9 +58,9 @@ def save(output: Path, step: int, score: float | None, write: Callable[[Path], N
             path.mkdir()
             write(path)
             files = {str(f.relative_to(path)): sha256_of_file(f) for f in sorted(path.rglob("*")) if f.is_file()}
-            about = {"step": step, "score": score, "files": files}
-            (path / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            for name in [*files, ABOUT]:
+            manifest = {"step": step, "score": score, "files": files}
+            (path / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            for name in [*files, MANIFEST]:
                 _flush(path / name)
             _flush(path)
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -58,18 +84,18 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def about(folder: Path) -> dict:
-    """The step, the score and the files of a checkpoint. InputError when one is missing or not as it was written."""
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a checkpoint. Raises InputError when a file is missing or is not as it was written."""
     try:
-        found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        for name, digest in found["files"].items():
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, digest in manifest["files"].items():
             if sha256_of_file(folder / name) != digest:
                 raise InputError(f"{folder} is torn: {name} is not as it was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder} is torn, or no checkpoint: {error}") from error
-    return found
+    return manifest
 
 
 def folders(output: Path) -> list[Path]:
@@ -78,10 +104,10 @@ def folders(output: Path) -> list[Path]:
 
 
 def newest(output: Path) -> Path | None:
-    """The newest whole checkpoint, if there is one; torn ones are passed over with a warning."""
+    """The newest whole checkpoint, if there is one; torn ones are skipped with a warning."""
     for folder in reversed(folders(output)):
         try:
-            about(folder)
+            read_manifest(folder)
             return folder
         except InputError as error:
             logger.warning("passed over: %s", error)
@@ -90,17 +116,18 @@ def newest(output: Path) -> Path | None:
 
 def prune(output: Path, keep: int) -> None:
     """Delete all checkpoints but the newest `keep` and the one with the best score."""
-    old, scores = folders(output)[:-keep], {}
+    scores: dict[Path, float] = {}
     for folder in folders(output):
         try:
-            scores[folder] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["score"]
+            score = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["score"]
         except (OSError, ValueError, KeyError):
             continue
-    scores = {folder: score for folder, score in scores.items() if score is not None}
-    best = min(scores, key=scores.get, default=None)
-    for folder in old:
+        if score is not None:
+            scores[folder] = score
+    best = min(scores, key=lambda folder: scores[folder], default=None)
+    for folder in folders(output)[:-keep]:
         if folder != best:
-            doomed = folder.with_name(f".{folder.name}.old")  # never a checkpoint that is half there
+            doomed = folder.with_name(f".{folder.name}.old")  # so that no checkpoint is ever half deleted
             shutil.rmtree(doomed, ignore_errors=True)
             folder.rename(doomed)
             shutil.rmtree(doomed)

@@ -1,8 +1,15 @@
 """Settings of a training run."""
 
+import json
 from dataclasses import dataclass
 
-from asarm.utils.config import check, option
+from asarm.data.config import DataConfig
+from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.objective.loss import DraftLossConfig
+from asarm.objective.masking import MaskingConfig, MaskingPattern
+from asarm.tokenization.codec import TextCodec
+from asarm.utils.config import check, check_at_least, check_choices, flat, option
+from asarm.utils.errors import InputError
 
 
 @dataclass
@@ -13,62 +20,71 @@ class ModelConfig:
     n_embd: int = option(256, "width")
     n_layer: int = option(5, "blocks")
     n_head: int = option(4, "attention heads")
-    n_positions: int = option(512, "longest text, in tokens")
+    n_positions: int = option(512, "longest sequence, in tokens")
+
+    def build(self, codec: TextCodec) -> AnyOrderGPT2:
+        """A randomly initialised `gpt2` backbone for a tokenizer with mask, eos and pad tokens."""
+        return AnyOrderGPT2(
+            AnyOrderGPT2Config(
+                vocab_size=len(codec),
+                n_positions=self.n_positions,
+                n_embd=self.n_embd,
+                n_layer=self.n_layer,
+                n_head=self.n_head,
+                mask_token_id=codec.mask_token_id,
+                eos_token_id=codec.eos_token_id,
+                pad_token_id=codec.tokenizer.pad_token_id,
+            )
+        )
 
 
 @dataclass
 class TrainingConfig:
-    """One training run."""
+    """How a model is trained."""
 
     output_dir: str = option("", "folder for the model, checkpoints, metrics and plots")
     init_from: str = option("", "start from this model (AS-ARM, XLNet or GPT-2; folder or Hub) instead of from scratch")
     init_revision: str = option("", "branch, tag or commit of it; the default is its main branch")
     white_space: str = option("auto", "plain, or tokens: newlines and indentation written as tokens, for XLNet on code")
     max_steps: int = option(1000, "optimiser steps")
-    per_device_train_batch_size: int = option(4, "texts in one pass of one process")
-    gradient_accumulation_steps: int = option(4, "passes a step; masking rates are stratified over them and processes")
+    per_device_train_batch_size: int = option(4, "sequences in one micro-batch of one process")
+    gradient_accumulation_steps: int = option(
+        4, "micro-batches a step; masking rates are stratified over them and processes"
+    )
     optimizer: str = option("adamw", "adamw, or muon: fewer tokens for the same loss (gpt2 backbone, no FSDP)")
     learning_rate: float = option(1e-3, "peak learning rate")
-    scale_learning_rate: bool = option(False, "multiply the learning rates by the texts of a step / 32")
+    scale_learning_rate: bool = option(False, "multiply the learning rates by the sequences of a step / 32")
     final_learning_rate: float = option(0.0, "learning rate at the last step; the decay is linear")
     warmup_steps: int = option(100, "steps of linear warm-up")
     weight_decay: float = option(0.1, "AdamW's, on matrices only")
     adam_beta2: float = option(0.95, "AdamW's second decay rate; the first is 0.9")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     bf16: bool = option(False, "bfloat16 autocast (pays on GPUs and on CPUs with AMX)")
-    gradient_checkpointing: bool = option(False, "compute activations anew in the backward pass: less memory, slower")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
     torch_compile: bool = option(False, "compile the network")
     seed: int = option(0, "seeds weights, data order and masks")
     eval_steps: int = option(200, "steps between validations")
-    eval_blocks: int = option(64, "held-out texts whose exact NLL is taken")
-    eval_decodings: int = option(8, "held-out texts decoded speculatively, 95 % of them masked; 0 for none")
+    eval_blocks: int = option(64, "held-out sequences whose exact NLL is computed")
+    eval_decodings: int = option(8, "held-out sequences decoded speculatively, 95 % of them masked; 0 for none")
     save_steps: int = option(200, "steps between checkpoints")
-    save_total_limit: int = option(2, "newest checkpoints kept, besides that with the best validation")
+    save_total_limit: int = option(2, "newest checkpoints kept, besides the one with the best validation")
     logging_steps: int = option(10, "steps between lines of metrics.jsonl")
     report_to: list[str] = option(["none"], "trackers: tensorboard, wandb, trackio, or none")
     resume: str = option(
-        "auto", "auto: go on from the newest whole checkpoint in output_dir, if any; never; or a checkpoint folder"
+        "auto", "auto: resume from the newest whole checkpoint in output_dir, if any; never; or a checkpoint folder"
     )
-    dry_run: bool = option(False, "print sizes, a memory estimate and the first packed text, and stop")
+    dry_run: bool = option(False, "print sizes, a memory estimate and the first packed sequences, and stop")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(bool(self.output_dir), "no output_dir given")
-        check(self.white_space in ("auto", "plain", "tokens"), f"unknown white_space {self.white_space!r}")
-        check(self.optimizer in ("adamw", "muon"), f"unknown optimizer {self.optimizer!r}: choose adamw or muon")
-        for name in (
-            "max_steps",
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "eval_blocks",
-            "eval_steps",
-            "save_steps",
-            "save_total_limit",
-            "logging_steps",
-        ):
-            check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        check_choices("white_space", [self.white_space], ("auto", "plain", "tokens"))
+        check_choices("optimizer", [self.optimizer], ("adamw", "muon"))
+        check_at_least(
+            self, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=1, eval_blocks=1,
+            eval_steps=1, save_steps=1, save_total_limit=1, logging_steps=1, final_learning_rate=0, warmup_steps=0,
+            weight_decay=0, eval_decodings=0,
+        )  # fmt: skip
         check(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
-        for name in ("final_learning_rate", "warmup_steps", "weight_decay", "eval_decodings"):
-            check(getattr(self, name) >= 0, f"{name} must be at least 0, not {getattr(self, name)}")
         check(0 < self.adam_beta2 < 1, f"adam_beta2 must lie in (0, 1), not {self.adam_beta2}")
         check(self.max_grad_norm > 0, f"max_grad_norm must be above 0, not {self.max_grad_norm}")
 
@@ -78,3 +94,48 @@ class TrainingConfig:
             return self.learning_rate * (step + 1) / self.warmup_steps
         left = (self.max_steps - step) / max(1, self.max_steps - self.warmup_steps)
         return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * left
+
+
+@dataclass
+class RunConfig:
+    """All settings of a training run. `processes` below is their number in the run."""
+
+    training: TrainingConfig
+    data: DataConfig
+    model: ModelConfig
+    masking: MaskingConfig
+    draft: DraftLossConfig
+
+    def sequences_per_step(self, processes: int) -> int:
+        """Sequences of one optimiser step."""
+        return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * processes
+
+    def tokens_per_step(self, processes: int) -> int:
+        """Tokens of one optimiser step."""
+        return self.sequences_per_step(processes) * self.data.block_size
+
+    def learning_rate_scale(self, processes: int) -> float:
+        """What the learning rates are multiplied by."""
+        return self.sequences_per_step(processes) / 32 if self.training.scale_learning_rate else 1.0
+
+    def queries(self, rate: float) -> tuple[int, int]:
+        """Targets, and drafted targets, of a sequence at a masking rate."""
+        targets = max(1, int(rate * self.data.block_size))
+        return targets, round(self.draft.draft_share * (targets - 1)) if self.draft.draft_weight > 0 else 0
+
+    def gaps(self, codec: TextCodec) -> MaskingPattern:
+        """How targets lie in a sequence. Raises InputError for lines with a tokenizer that keeps no newlines."""
+        ends = codec.line_ends() if self.masking.mask_lines else []
+        if self.masking.mask_lines and set(ends) <= {codec.eos_token_id}:
+            raise InputError("mask_lines needs a tokenizer that keeps newlines, as --white_space tokens makes XLNet's")
+        return MaskingPattern(self.masking.mask_spans, self.masking.mask_lines, ends)
+
+    def settings(self, processes: int, training_blocks: int | None) -> dict:
+        """Everything that makes the run what it is, as written to config.json.
+
+        training_blocks: how many packed sequences the local files make; None for a streamed dataset.
+        """
+        derived = {"micro_batches_per_step": self.training.gradient_accumulation_steps * processes}
+        if training_blocks is not None:
+            derived["training_blocks"] = training_blocks
+        return json.loads(json.dumps(flat(self) | derived))

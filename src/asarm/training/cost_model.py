@@ -1,10 +1,15 @@
-"""What training costs: floating-point operations, memory (an estimate) and the share of a GPU's peak that is used."""
+"""What training costs: floating-point operations, memory (an estimate), throughput and the share of a GPU's peak."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from transformers import PretrainedConfig
 
 from asarm.objective.chunked_cross_entropy import SLICE_ELEMENTS
 
-# Dense bfloat16 operations a second, from the makers' data sheets; names as in torch.cuda.get_device_name().
+# Dense bfloat16 operations per second, from the vendors' data sheets; names as in torch.cuda.get_device_name().
 PEAK = {
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12,
     "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10": 125e12, "A6000": 155e12,
@@ -13,23 +18,55 @@ PEAK = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak operations a second of a GPU in bfloat16; None where it is not known."""
+    """Peak operations per second of a GPU in bfloat16; None where it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK.items() if part in name), None)
 
 
-def shape_of(config) -> tuple[int, int, int]:
+class ThroughputMeter:
+    """Speed since the last report. Every step is timed by `with meter.step():`, and adds its operations to `flops`."""
+
+    def __init__(self, tokens_per_step: int, device: torch.device):
+        self.tokens_per_step, self.peak = tokens_per_step, peak_flops(device)
+        self.steps, self.seconds, self.flops = 0, 0.0, 0.0
+        self.total_seconds = 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time one step."""
+        start = time.perf_counter()
+        yield
+        self.steps += 1
+        self.seconds += time.perf_counter() - start
+
+    def report(self, steps_left: int) -> dict[str, float]:
+        """Tokens per second, seconds left and, where the peak is known, model FLOPs utilisation; and begin anew."""
+        values = {
+            "tokens_per_second": self.steps * self.tokens_per_step / self.seconds,
+            "eta_seconds": steps_left * self.seconds / self.steps,
+        }
+        if self.peak:
+            values["mfu"] = self.flops / self.seconds / self.peak
+        self.total_seconds += self.seconds
+        self.steps, self.seconds, self.flops = 0, 0.0, 0.0
+        return values
+
+
+def backbone_shape(config: PretrainedConfig) -> tuple[int, int, int]:
     """Layers, width and width of the feed-forward layer of a backbone's config, GPT-2's or XLNet's."""
     width = config.hidden_size if hasattr(config, "d_model") else config.n_embd
     return config.n_layer, width, getattr(config, "d_inner", 4 * width)
 
 
-def text_flops(config, length: int, targets: int, drafted: int) -> float:
-    """Operations of a forward and backward pass over one text: two for each weight a row meets, and those of attention;
-    the backward pass counts twice. What is computed anew (gradient checkpointing) is not counted."""
-    layers, width, inner = shape_of(config)
+def sequence_flops(config: PretrainedConfig, length: int, targets: int, drafted: int) -> float:
+    """Operations of a forward and backward pass over one sequence.
+
+    Two for each weight a row meets, and those of attention; the backward pass counts twice. Recomputation (gradient
+    checkpointing) is not counted.
+    """
+    layers, width, inner = backbone_shape(config)
     prompt, queries = length - targets, targets + drafted
     rows = length - 1 + queries
     block = 4 * width * width + 2 * width * inner
@@ -40,34 +77,52 @@ def text_flops(config, length: int, targets: int, drafted: int) -> float:
 
 
 def memory_estimate(
-    config, parameters: int, batch: int, length: int, targets: int, drafted: int, bf16: bool, checkpointing: bool
+    config: PretrainedConfig,
+    parameters: int,
+    batch: int,
+    length: int,
+    targets: int,
+    drafted: int,
+    bf16: bool,
+    checkpointing: bool,
 ) -> dict[str, float]:
     """Bytes that training takes on one device. An estimate: add the driver's own (up to 1 GB on a GPU).
 
-    For each parameter: weight, gradient and AdamW's two moments in float32, what its step needs besides, and the copy
-    that autocast makes. For each row and layer: what waits for the backward pass, as counted on the CPU for 12 heads x
-    64, and for XLNet its scores by position. And what exists for a while: the slices of logits, a layer that is
-    computed anew, and XLNet's scores by offset.
+    For each parameter: weight, gradient and AdamW's two moments in float32, temporaries of the optimiser's step, and
+    the copy that autocast makes. For each row and layer: the activations saved for the backward pass, as counted on the
+    CPU for 12 heads x 64, and for XLNet its scores by position. And temporaries: the slices of logits, a layer that is
+    recomputed, and XLNet's scores by offset.
     """
-    layers, width, _ = shape_of(config)
+    layers, width, _ = backbone_shape(config)
     rows, size = batch * (length - 1 + targets + drafted), 2 if bf16 else 4
     is_xlnet = hasattr(config, "d_model")
-    scores = config.n_head * length * size if is_xlnet else 0  # a row's
+    scores = config.n_head * length * size if is_xlnet else 0  # of one row
     layer = rows * (width * (26 if is_xlnet else 24 if bf16 else 38) + scores)
     kept = rows * width * (12 if is_xlnet else 4) if checkpointing else layer
-    passing = 3 * SLICE_ELEMENTS * 4 + (layer if checkpointing else 0) + 6 * rows * scores
+    temporary = 3 * SLICE_ELEMENTS * 4 + (layer if checkpointing else 0) + 6 * rows * scores
     return {
         "weights, gradients, optimiser": parameters * (20.0 + (2 if bf16 else 0)),
         "activations": float(layers * kept),
-        "in passing": float(passing),
+        "temporary": float(temporary),
     }
 
 
-def largest_batches(*arguments, checkpointing: bool, cards: tuple[int, ...] = (16, 24, 48, 80)) -> dict[int, int]:
-    """The largest batch that fits into cards of so many GB, by `memory_estimate`, with a tenth of the card and 1 GB to
-    spare. arguments: config, parameters, length, targets, drafted, bf16."""
-    config, parameters, *shape = arguments
+def largest_batches(
+    config: PretrainedConfig,
+    parameters: int,
+    length: int,
+    targets: int,
+    drafted: int,
+    bf16: bool,
+    checkpointing: bool,
+    cards: tuple[int, ...] = (16, 24, 48, 80),
+) -> dict[int, int]:
+    """{GB of a card: the largest batch that fits}, by `memory_estimate`, with a tenth of the card and 1 GB to spare."""
     none, one = (
-        sum(memory_estimate(config, parameters, batch, *shape, checkpointing).values()) for batch in (0, 1)
-    )  # each further text takes as much again
+        sum(
+            memory_estimate(config, parameters, batch, length, targets, drafted, bf16, checkpointing).values(),
+            start=0.0,
+        )
+        for batch in (0, 1)
+    )  # each further sequence takes as much again
     return {size: max(0, int((0.9e9 * size - 1e9 - none) / (one - none))) for size in cards}

@@ -1,25 +1,51 @@
-"""Devices and processes of a training run, by accelerate."""
+"""Devices and processes of a training run, with accelerate: DDP, FSDP, and what is gathered from the shards."""
 
 import importlib.util
 import os
 from datetime import timedelta
+from typing import cast
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
-from torch.distributed.checkpoint.state_dict import StateDictOptions
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2
+from asarm.objective.loss import DraftLossConfig, training_loss
+from asarm.objective.masking import MaskingPattern
 from asarm.training.config import TrainingConfig
+from asarm.training.optimizer import new_optimizer
 from asarm.utils.errors import InputError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
+class TrainingLoss(torch.nn.Module):
+    """Model and objective as one module, so that wrappers (DDP, FSDP) see the whole computation as one forward pass."""
+
+    def __init__(self, model: AnyOrderModel, draft: DraftLossConfig, gaps: MaskingPattern):
+        super().__init__()
+        self.model, self.draft, self.gaps = model, draft, gaps
+
+    def forward(
+        self, tokens: torch.Tensor, rate: float, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Joint and draft loss (scalars) of tokens [B, N]; the second is None where nothing is drafted."""
+        losses = training_loss(self.model, tokens, rate, self.draft, generator, self.gaps)
+        return losses.joint, losses.draft
+
+
 def new_accelerator(config: TrainingConfig) -> Accelerator:
     """Devices, processes, precision and trackers. FSDP, switched on by `accelerate`'s config or environment, is its
-    version 2; see `shard_by_block`."""
+    version 2. Raises InputError for a tracker that is unknown or not installed."""
     trackers = [name for name in config.report_to if name != "none"]
     for name in trackers:
         if name not in ("tensorboard", "wandb", "trackio"):
@@ -37,7 +63,7 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
         fsdp_plugin=fsdp,
         log_with=trackers or None,
         project_dir=config.output_dir,
-        # The others wait while the first process tokenises or validates.
+        # The other processes wait while the first one tokenises or validates.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
     if fsdp is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
@@ -48,9 +74,67 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def shard_by_block(accelerator: Accelerator, model) -> None:
-    """Let FSDP gather a GPT-2's weights block by block. An XLNet's are gathered all at once: its tables of offsets are
-    made outside of its blocks."""
-    if isinstance(model, AnyOrderGPT2):
-        accelerator.state.fsdp_plugin.auto_wrap_policy = transformer_auto_wrap_policy
-        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = ["Block"]
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether FSDP shards the weights."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def wrap(
+    accelerator: Accelerator, loss: TrainingLoss, config: TrainingConfig
+) -> tuple[torch.nn.Module, AcceleratedOptimizer]:
+    """The loss and a new optimiser for it, wrapped for the processes.
+
+    FSDP gathers a GPT-2's weights block by block. An XLNet's are gathered all at once: its tables of offsets are made
+    outside of its blocks.
+    """
+    if is_sharded(accelerator):
+        if config.optimizer == "muon":
+            raise InputError("optimizer muon needs whole matrices, and FSDP shards them: use adamw")
+        if isinstance(loss.model, AnyOrderGPT2):
+            accelerator.state.fsdp_plugin.auto_wrap_policy = transformer_auto_wrap_policy
+            accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = ["Block"]
+    return accelerator.prepare(loss, new_optimizer(loss, config))
+
+
+def start_trackers(accelerator: Accelerator, settings: dict) -> None:
+    """Begin a run of the trackers, if there are any."""
+    if accelerator.log_with:
+        simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
+        accelerator.init_trackers("asarm", config=simple)
+
+
+def unwrapped_model(accelerator: Accelerator, loss: torch.nn.Module) -> AnyOrderModel:
+    """The model inside a wrapped `TrainingLoss`. Its weights are sharded if those of the loss are."""
+    return accelerator.unwrap_model(loss, keep_torch_compile=False).model
+
+
+def gathered_weights(accelerator: Accelerator, loss: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """The whole weights of a sharded model (in the first process, on the CPU; {} in others), None if it is not sharded.
+    All processes must call this."""
+    if not is_sharded(accelerator):
+        return None
+    weights = cast(dict[str, torch.Tensor], get_model_state_dict(loss, options=WHOLE))
+    return {name.removeprefix("model."): value for name, value in weights.items()}
+
+
+def whole_model(accelerator: Accelerator, loss: torch.nn.Module) -> AnyOrderModel | None:
+    """The model without wrappers. A sharded one is copied in the first process, and None in others, which must also
+    call this."""
+    weights, model = gathered_weights(accelerator, loss), unwrapped_model(accelerator, loss)
+    if weights is None:
+        return model
+    if not accelerator.is_main_process:
+        return None
+    copy = type(model)(model.config).to(accelerator.device)
+    copy.load_state_dict(weights, strict=False)
+    return copy
+
+
+def optimizer_state(loss: torch.nn.Module, optimizer: AcceleratedOptimizer) -> dict:
+    """The optimiser's state, by parameter names, gathered from all shards."""
+    return get_optimizer_state_dict(loss, optimizer.optimizer, options=WHOLE)
+
+
+def load_optimizer_state(loss: torch.nn.Module, optimizer: AcceleratedOptimizer, state: dict) -> None:
+    """The inverse of `optimizer_state`."""
+    set_optimizer_state_dict(loss, optimizer.optimizer, state, options=WHOLE)

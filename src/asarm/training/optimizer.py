@@ -1,8 +1,11 @@
-"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): momentum whose matrices are made orthogonal.
+"""Optimisers: AdamW, and Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for matrices.
 
-`torch.optim.Muon` does the same in bfloat16 whatever the device: a CPU without instructions for it took sixty times as
-long.
+`torch.optim.Muon` does the same in bfloat16 on every device, which took sixty times as long on a CPU without bfloat16
+instructions.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -10,14 +13,16 @@ from asarm.models.gpt2 import AnyOrderGPT2
 from asarm.training.config import TrainingConfig
 from asarm.utils.errors import InputError
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Newton-Schulz's iteration, by Jordan
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, by Jordan
 STEPS = 5
 MOMENTUM = 0.95
-ADAM_SIZE = 0.2  # root mean square of AdamW's usual update, which is given to all (Liu et al. 2025, arXiv 2502.16982)
+ADAM_RMS = (
+    0.2  # the usual root mean square of AdamW's updates; Muon's have the same (Liu et al. 2025, arXiv 2502.16982)
+)
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """About U V^T of a matrix U S V^T: [m, n] float. Its singular values lie in about [0.7, 1.2]."""
+    """Approximately U V^T of a matrix U S V^T: [m, n] float. Its singular values are in about [0.7, 1.2]."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
@@ -29,32 +34,35 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but for the groups of matrices whose `orthogonal` is set (all groups have it). Learning rates mean
-    the same for both."""
+    """Muon for the parameter groups in which `orthogonal` is true, AdamW for those in which it is false.
+
+    Learning rates mean the same for both.
+    """
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         for group in self.param_groups:
             for matrix in group["params"] if group["orthogonal"] else []:
                 if matrix.grad is not None:
                     self._update(matrix, group)
-                    matrix.grad = None  # AdamW passes it over
+                    matrix.grad = None  # so that AdamW skips it
         return super().step(closure)
 
     def _update(self, matrix: torch.Tensor, group: dict) -> None:
-        state = self.state[matrix]
+        state, grad = self.state[matrix], matrix.grad
+        assert grad is not None
         if not state:
             state["momentum"] = torch.zeros_like(matrix)
-            state["step"] = torch.zeros(())  # AdamW wants one when it loads a state
-        state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
-        update = orthogonal(matrix.grad.lerp(state["momentum"], MOMENTUM))  # Nesterov's
+            state["step"] = torch.zeros(())  # AdamW needs one to load a state
+        state["momentum"].lerp_(grad, 1 - MOMENTUM)
+        update = orthogonal(grad.lerp(state["momentum"], MOMENTUM))  # Nesterov's
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(update, alpha=-group["lr"] * ADAM_SIZE * max(matrix.shape) ** 0.5)
+        matrix.add_(update, alpha=-group["lr"] * ADAM_RMS * max(matrix.shape) ** 0.5)
 
 
 def new_optimizer(loss: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, as GPT-2's trainers do, or Muon for the matrices of the blocks and AdamW for
-    the rest. InputError for Muon with another backbone."""
+    """AdamW that decays matrices only, as GPT-2's trainers do; or Muon for the matrices of the blocks and AdamW for the
+    rest. Raises InputError for Muon with another backbone."""
     vectors = [p for p in loss.parameters() if p.ndim < 2]
     orthogonal = []
     if config.optimizer == "muon":
@@ -63,11 +71,14 @@ def new_optimizer(loss: torch.nn.Module, config: TrainingConfig) -> torch.optim.
         orthogonal = [p for p in loss.model.blocks.parameters() if p.ndim == 2]
     inner = set(map(id, orthogonal))
     matrices = [p for p in loss.parameters() if p.ndim >= 2 and id(p) not in inner]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    rates = {"lr": config.learning_rate, "betas": (0.9, config.adam_beta2)}
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    rate, betas = config.learning_rate, (0.9, config.adam_beta2)
     if not orthogonal:
-        return torch.optim.AdamW(groups, **rates)
+        return torch.optim.AdamW(groups, lr=rate, betas=betas)
     groups.append({"params": orthogonal, "weight_decay": config.weight_decay})
     for group in groups:
         group["orthogonal"] = group["params"] is orthogonal
-    return Muon(groups, **rates)
+    return Muon(groups, lr=rate, betas=betas)

@@ -1,12 +1,14 @@
 """Presets of the training command: values that replace the dataclasses' defaults, and that any option overrides.
 
-The paper's are those of its scripts (arXiv 2504.20456): XLNet-base, texts packed to 512 tokens, AdamW with torch's
-values, a learning rate of 1e-5 for each 32 texts of a step, linear warm-up and decay, gradients clipped to 1. They are
-written for one GPU. On n GPUs divide `gradient_accumulation_steps` by n: the data, the masks and the learning rate stay
-the same.
+The paper's are those of its scripts (arXiv 2504.20456): XLNet-base, sequences packed to 512 tokens, AdamW with torch's
+defaults, a learning rate of 1e-5 for each 32 sequences of a step, linear warm-up and decay, gradients clipped to 1.
+They are written for one GPU. On n GPUs divide `gradient_accumulation_steps` by n: the data, the masks and the learning
+rate stay the same.
 """
 
-PAPER = {
+from typing import Any
+
+PAPER: dict[str, Any] = {
     "init_from": "xlnet/xlnet-base-cased",
     "block_size": 512,
     "learning_rate": 1e-5,
@@ -25,7 +27,7 @@ PAPER = {
 }
 TEXT = {"dataset": "Skylion007/openwebtext"}
 CODE = {"dataset": "bigcode/starcoderdata", "dataset_dir": "python", "text_field": "content", "white_space": "tokens"}
-# The first stage: 24 million texts, 32 a step. From there the paper goes on with [0.90, 0.99]; see the README.
+# The first stage: 24 million sequences, 32 a step. The paper then continues with [0.90, 0.99]; see the README.
 FIRST_STAGE = {
     "gradient_accumulation_steps": 4,
     "max_steps": 750_000,
@@ -35,14 +37,14 @@ FIRST_STAGE = {
     "mask_high": 0.99,
     "mask_warmup_steps": 5000,
 }
-# Infilling: 120 million texts, 192 a step.
+# Infilling: 120 million sequences, 192 a step.
 INFILL = {
     "gradient_accumulation_steps": 24,
     "max_steps": 625_000,
     "warmup_steps": 2500,
     "mask_warmup_steps": 2500,
 }
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "train_files": ["stdlib"],
         "extensions": [".py"],

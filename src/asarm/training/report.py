@@ -1,20 +1,82 @@
-"""The loss curve of a training run, from its result files."""
+"""What is reported of a training run: its sizes, a dry run, and the loss curve."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from transformers import PretrainedConfig
 
+from asarm.training.config import RunConfig
+from asarm.training.cost_model import largest_batches, memory_estimate
 from asarm.utils.jsonl import read_json_lines
 from asarm.utils.plotting import save_figure
 
 
+@dataclass
+class RunSummary:
+    """Sizes of a run, described in words.
+
+    model: config of the backbone. training_blocks: packed sequences of local files; None for a streamed dataset.
+    device: type of the devices, such as cuda.
+    """
+
+    config: RunConfig
+    model: PretrainedConfig
+    parameters: int
+    training_blocks: int | None
+    processes: int
+    device: str
+
+    def describe(self) -> str:
+        """Sizes of model, data and step, in one line."""
+        training, data = self.config.training, self.config.data
+        sequences = self.config.sequences_per_step(self.processes)
+        if self.training_blocks is None:
+            corpus = f"streamed from {data.dataset} by {data.streams} readers"
+        else:
+            epochs = training.max_steps * sequences / self.training_blocks
+            corpus = f"{self.training_blocks} training blocks ({epochs:.2f} epochs)"
+        return (
+            f"{self.model.model_type}, {self.parameters:,} parameters; {corpus} of {data.block_size} tokens; "
+            f"{training.max_steps} steps of {self.config.tokens_per_step(self.processes):,} tokens "
+            f"({sequences} sequences) on {self.processes} {self.device} process{'es' if self.processes > 1 else ''}"
+        )
+
+    def dry_run(self, texts: Sequence[str]) -> str:
+        """The sizes, an estimate of memory, and the texts of the first batch."""
+        training, length = self.config.training, self.config.data.block_size
+        targets, drafted = self.config.queries(self.config.masking.mask_high)
+        memory = memory_estimate(
+            self.model, self.parameters, training.per_device_train_batch_size, length, targets, drafted, training.bf16,
+            training.gradient_checkpointing,
+        )  # fmt: skip
+        plain, checkpointing = (
+            largest_batches(self.model, self.parameters, length, targets, drafted, training.bf16, checkpointing)
+            for checkpointing in (False, True)
+        )
+        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
+        fitting = ", ".join(f"{size} GB {count} ({checkpointing[size]})" for size, count in plain.items())
+        rate = training.learning_rate * self.config.learning_rate_scale(self.processes)
+        return "\n".join(
+            [
+                self.describe(),
+                f"peak learning rate {rate:.3g}",
+                f"memory of one process, estimated: {sum(memory.values()) / 2**30:.2f} GiB ({parts})",
+                f"largest batch by the same estimate (with gradient checkpointing): {fitting}",
+                *(f"--- text {index + 1} of the first batch ---\n{text}" for index, text in enumerate(texts)),
+            ]
+        )
+
+
 def plot_training(folder: str | Path) -> Path:
-    """Loss and held-out NLL against the step and, if there was decoding, what it cost: `curve.png`, from
-    metrics.jsonl."""
+    """Plot loss and held-out NLL by step and, if validation decodes, the cost of that: metrics.jsonl -> `curve.png`."""
     folder = Path(folder)
     lines = read_json_lines(folder / "metrics.jsonl")
 
-    def draw(axes, key: str, label: str, **style) -> None:
+    def draw(axes: Axes, key: str, label: str, **style: Any) -> None:
         points = [(line["step"], line[key]) for line in lines if line.get(key)]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)

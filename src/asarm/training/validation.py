@@ -1,25 +1,84 @@
-"""Held-out NLL of masked tokens: the model's exact joint one, and those of a unigram and a bigram table."""
+"""Validation on held-out sequences: exact joint NLL of masked tokens, the cost of decoding, and n-gram baselines."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from asarm.data.packed import evenly
+from asarm.models.backbone import AnyOrderModel
 from asarm.objective.loss import log_prob
 from asarm.objective.masking import random_targets
+from asarm.sampling import sample
+from asarm.sampling.config import SamplerConfig
+
+RATES = (0.15, 0.5, 0.95)  # masking rates
+DECODED_RATE = 0.95
+BASELINE_BLOCKS = 20_000
 
 
-def masked_nll(model, blocks: np.ndarray, rate: float, seed: int, batch: int = 8) -> np.ndarray:
+def validate(model: AnyOrderModel, blocks: np.ndarray, decodings: int) -> dict[str, float]:
+    """Exact joint NLL (nats a token) of blocks [n, N] at each masking rate, and what decoding some of them costs.
+
+    Masks and seeds are always the same. decodings: how many blocks are decoded.
+    """
+    with _evaluating(model):
+        scores = {f"nll_{rate}": float(masked_nll(model, blocks, rate, seed=0).mean()) for rate in RATES}
+        return scores | (decoding_cost(model, evenly(blocks, decodings)) if decodings else {})
+
+
+def mean_nll(scores: dict[str, float]) -> float | None:
+    """The mean over masking rates of what `validate` returned, to compare checkpoints by; None for no scores."""
+    return float(np.mean([scores[f"nll_{rate}"] for rate in RATES])) if scores else None
+
+
+@contextmanager
+def _evaluating(model: AnyOrderModel) -> Iterator[None]:
+    """Evaluation mode, without the network that was compiled for the shapes of training."""
+    compiled = model.__dict__.pop("hidden", None)
+    model.eval()
+    yield
+    model.train()
+    if compiled is not None:
+        model.hidden = compiled  # type: ignore[method-assign]
+
+
+def masked_nll(model: AnyOrderModel, blocks: np.ndarray, rate: float, seed: int, batch: int = 8) -> np.ndarray:
     """Negative joint log-density of `rate` of the tokens of each block, given the rest: [n, N] -> [n], nats a token."""
     tokens = torch.from_numpy(blocks).long()
-    target = random_targets(*tokens.shape, rate, torch.Generator().manual_seed(seed))
+    target = random_targets(len(tokens), tokens.shape[1], rate, torch.Generator().manual_seed(seed))
     parts = zip(tokens.split(batch), target.split(batch), strict=True)
     scores = [log_prob(model, part.to(model.device), ~masked.to(model.device)).sum(1) for part, masked in parts]
     return (-torch.cat(scores).cpu() / target.sum(1)).numpy()
 
 
+def decoding_cost(model: AnyOrderModel, blocks: np.ndarray) -> dict[str, float]:
+    """NFE a token, and the share of drafts accepted, of ASSD with self drafts on blocks [n, N], most of them masked."""
+    tokens = torch.from_numpy(np.ascontiguousarray(blocks)).long()
+    target = random_targets(len(tokens), tokens.shape[1], DECODED_RATE, torch.Generator().manual_seed(1))
+    target = target.to(model.device)
+    result = sample(model, tokens.to(model.device), ~target, target, SamplerConfig(), range(len(tokens)))
+    return {
+        "assd_nfe_per_token": float(result.nfe.sum() / result.targets.sum()),
+        "assd_acceptance": float(result.accepted.sum() / result.proposed.sum().clamp(min=1)),
+    }
+
+
+def ngram_baselines(train_blocks: np.ndarray, blocks: np.ndarray, vocab_size: int) -> dict[str, float]:
+    """`ngram_nll` at each masking rate, with counts from (some of) the training blocks."""
+    train = np.asarray(evenly(train_blocks, BASELINE_BLOCKS))
+    return {
+        f"{name}_nll_{rate}": value
+        for rate in RATES
+        for name, value in ngram_nll(train, blocks, rate, vocab_size, seed=0).items()
+    }
+
+
 def ngram_nll(
     train_blocks: np.ndarray, blocks: np.ndarray, rate: float, vocab_size: int, seed: int
 ) -> dict[str, float]:
-    """The same tokens, each given the token to its left (known or true), under counted tables.
+    """NLL (nats a token) of the tokens that `masked_nll` masks, given their left neighbours, under n-gram counts.
 
     unigram: add-one counts. bigram: absolute discounting (0.75) that backs off to the unigram.
     """
@@ -31,11 +90,11 @@ def ngram_nll(
     left_total = np.bincount(lefts, weights=counts, minlength=vocab_size)
     left_types = np.bincount(lefts, minlength=vocab_size)
 
-    target = random_targets(*blocks.shape, rate, torch.Generator().manual_seed(seed)).numpy()
+    target = random_targets(len(blocks), blocks.shape[1], rate, torch.Generator().manual_seed(seed)).numpy()
     log_unigram = np.log(unigram[blocks])
     left, right = blocks[:, :-1].astype(np.int64), blocks[:, 1:]
-    place = np.searchsorted(keys, left * vocab_size + right).clip(max=len(keys) - 1)
-    count = np.where(keys[place] == left * vocab_size + right, counts[place], 0)
+    index = np.searchsorted(keys, left * vocab_size + right).clip(max=len(keys) - 1)
+    count = np.where(keys[index] == left * vocab_size + right, counts[index], 0)
     total = np.maximum(left_total[left], 1)
     back_off = np.where(left_total[left] > 0, 0.75 * left_types[left] / total, 1.0)
     log_bigram = log_unigram.copy()

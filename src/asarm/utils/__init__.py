@@ -1,1 +1,1 @@
-"""Files, JSON lines, errors, provenance and other small things that know nothing of models."""
+"""Utilities that know nothing of models: files, JSON lines, settings, errors, provenance."""

@@ -1,16 +1,98 @@
-"""Dataclass fields that become command-line options, and checks of their values."""
+"""Settings as dataclasses: fields that are command-line options, configs composed of others, checks of values."""
 
-from dataclasses import field
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, field, fields, is_dataclass, make_dataclass, replace
+from typing import Any, TypeVar
+
+from asarm.utils.errors import InputError
+
+Config = TypeVar("Config")
 
 
-def check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def option(default, text: str):
+def option(default: Any, text: str) -> Any:
     """A dataclass field with a default (a list is copied for each object) and a help text, shown as it is written."""
     metadata = {"help": text.replace("%", "%%")}  # argparse formats help texts with %
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def nested(kind: type, hidden: Iterable[str] = (), **defaults: Any) -> Any:
+    """A dataclass field that holds another config. Its fields are options of the whole config, but for the hidden ones.
+
+    defaults: values of its fields that differ from those of the class.
+    """
+    return field(default_factory=lambda: kind(**defaults), metadata={"hidden": tuple(hidden)})
+
+
+def _default(part: Field) -> Any:
+    return part.default_factory()  # type: ignore[misc,operator]
+
+
+def _is_nested(part: Field) -> bool:
+    return is_dataclass(part.type)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """{name: value} of all fields; a nested config's fields, hidden ones among them, stand beside the others."""
+    values: dict[str, Any] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        values |= flat(value) if _is_nested(part) else {part.name: value}
+    return values
+
+
+def from_options(kind: type[Config], **values: Any) -> Config:
+    """The inverse of `flat`: a config made of values by name; those that are missing have their defaults."""
+    own: dict[str, Any] = {}
+    for part in fields(kind):  # type: ignore[arg-type]
+        if not _is_nested(part):
+            own |= {part.name: values.pop(part.name)} if part.name in values else {}
+        else:
+            inner = _default(part)
+            changes = {sub.name: values.pop(sub.name) for sub in fields(inner) if sub.name in values}
+            own[part.name] = replace(inner, **changes)
+    if values:
+        raise TypeError(f"{kind.__name__} has no options {', '.join(values)}")
+    return kind(**own)
+
+
+def options_of(kind: type) -> type:
+    """One dataclass with all options of a config, those of nested ones among them, for `HfArgumentParser`."""
+    found = []
+    for part in fields(kind):
+        if not _is_nested(part):
+            found.append((part.name, part.type, _copy(part, part.default, part.default_factory)))
+            continue
+        inner = _default(part)
+        for sub in fields(inner):
+            if sub.name not in part.metadata["hidden"]:
+                value = getattr(inner, sub.name)
+                default = (MISSING, lambda value=value: list(value)) if isinstance(value, list) else (value, MISSING)
+                found.append((sub.name, sub.type, _copy(sub, *default)))
+    return make_dataclass(kind.__name__, found)
+
+
+def _copy(part: Field, default: Any, default_factory: Any) -> Any:
+    given = {"default": default, "default_factory": default_factory}
+    return field(metadata=part.metadata, **{name: value for name, value in given.items() if value is not MISSING})
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise InputError with the message unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def check_at_least(config: Any, **least: float) -> None:
+    """Raise InputError if a field of the config is below its least value."""
+    for name, value in least.items():
+        found = getattr(config, name)
+        check(found >= value, f"{name} must be at least {value}, not {found}")
+
+
+def check_choices(name: str, given: Iterable[str], choices: Iterable[str]) -> None:
+    """Raise InputError if one of the given values is none of the choices. name: that of one choice."""
+    choices = list(choices)
+    for one in given:
+        check(one in choices, f"unknown {name} {one!r}: choose from {', '.join(filter(None, choices))}")

@@ -1,16 +1,20 @@
-"""Results are never half written: everything goes to a temporary name and is then renamed."""
+"""Atomic writes, so that results are never half written, and SHA-256 of files, tensors and strings."""
 
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file or folder under a temporary name beside `path`, then put it in the place of `path`."""
+def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file or folder under a temporary name beside `path`, then rename it to `path`.
+
+    What was at `path` before is replaced, and left as it was if `write` raises.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial{path.suffix}")
@@ -26,12 +30,12 @@ def write_whole(path: str | Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file as a whole."""
+    """Write a text file atomically, as UTF-8."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: str | Path, value) -> None:
-    """Write a JSON file as a whole."""
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -48,10 +52,10 @@ def sha256_of_tensors(tensors: Iterable[torch.Tensor]) -> str:
     """SHA-256 of tensors' contents, in hexadecimal."""
     total = hashlib.sha256()
     for tensor in tensors:
-        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
-def sha256_of_text(program: str) -> str:
-    """SHA-256 of a program's text, in hexadecimal."""
-    return hashlib.sha256(program.encode("utf-8", "surrogatepass")).hexdigest()
+def sha256_of_text(text: str) -> str:
+    """SHA-256 of a string in UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

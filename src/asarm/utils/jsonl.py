@@ -1,4 +1,4 @@
-"""JSON lines: files that people hand in, read as a whole and checked; and files of results."""
+"""JSON lines: result files (`read_json_lines`, `write_json_lines`), and files from users, checked (`read_rows`)."""
 
 import gzip
 import json
@@ -11,8 +11,10 @@ from asarm.utils.files import write_text
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
-    """The lines of a JSON-lines file, [] if there is none. A last line without its end, left by an interrupted run, is
-    dropped."""
+    """The lines of a result file, [] if there is no such file.
+
+    A last line without a newline, left by an interrupted run, is dropped. Raises InputError for other damage.
+    """
     path = Path(path)
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
@@ -22,15 +24,15 @@ def read_json_lines(path: str | Path) -> list[dict]:
 
 
 def write_json_lines(path: str | Path, lines: list[dict]) -> None:
-    """Write a JSON-lines file as a whole."""
+    """Write a result file atomically."""
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_rows(path: str | Path, wanted: Sequence[str]) -> list[dict]:
-    """The objects of a JSON-lines file, which may be compressed by gzip. Blank lines do not count.
+    """The objects of a user's JSON-lines file, which may be compressed by gzip. Blank lines are skipped.
 
-    Raises InputError, with the line, when there is no such file, it is damaged or empty, or one of the wanted fields
-    is missing or no text.
+    wanted: fields that must be strings. Raises InputError when there is no such file, it is damaged or empty, or, with
+    the line, when a line is no JSON object or lacks one of the wanted fields.
     """
     path = Path(path)
     try:
@@ -56,7 +58,7 @@ def read_rows(path: str | Path, wanted: Sequence[str]) -> list[dict]:
 
 
 def parse_row(line: str, where: str) -> dict:
-    """The object in a line of JSON. InputError, beginning with `where`, when it is no JSON, or none with an object."""
+    """The object in a line of JSON. Raises InputError, beginning with `where`, when there is none."""
     try:
         row = json.loads(line)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What libraries say on their own account."""
+"""Logging of the libraries that commands use."""
 
 import logging
 import sys
@@ -8,10 +8,10 @@ from transformers.utils import logging as transformers_logging
 
 
 def quiet_libraries() -> None:
-    """Silence warnings, requests and retries, and bars but for downloads: our own errors say what went wrong."""
+    """Silence warnings, requests, retries and bars except those of downloads: our errors say what went wrong."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if sys.stderr.isatty():
-        enable_progress_bars()  # the Hub's own, which the line above has disabled, too
+        enable_progress_bars()  # those of downloads, which the line above disabled, too
     for name in ("httpx", "huggingface_hub", "matplotlib"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Figures without a screen."""
+"""Figures, drawn without a display."""
 
 from pathlib import Path
 

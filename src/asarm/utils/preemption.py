@@ -1,4 +1,4 @@
-"""Signals with which clusters announce the end: a run takes note, saves at the end of its step, and stops."""
+"""Pre-emption on clusters: a run notes the signal that announces it, saves at the end of its step, and stops."""
 
 import logging
 import os
@@ -10,28 +10,31 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """`with StopRequest() as stop:` keeps the signals from ending the process; `stop.signal` is the last that came."""
+    """`with StopRequest() as stop:` keeps the signals from ending the process.
 
-    def __init__(self):
+    `stop.signal` is the number of the last signal that arrived, or 0.
+    """
+
+    def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> "StopRequest":
         self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _) -> None:
+    def _note(self, number: int, _: object) -> None:
         self.signal = number
 
 
 def requeue() -> None:
     """Put this Slurm job back into the queue, unless Slurm is ending it already. Does nothing outside of Slurm.
 
-    A job whose time is nearly up, or that is given grace time before it is pre-empted, is still running: Slurm puts
-    neither back when they end by themselves. One that is being cancelled, or put back by Slurm, no longer is.
+    A job whose time is nearly up, or that has grace time before it is pre-empted, is still running, and Slurm does not
+    requeue it when it ends by itself. A job that is being cancelled, or requeued by Slurm, is no longer running.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:

@@ -1,8 +1,15 @@
-"""How often a progress bar shows itself."""
+"""Progress bars."""
 
 import sys
 
+from tqdm import tqdm
+
 
 def update_seconds() -> float:
-    """Seconds between two updates: often on a terminal, sparse lines in a log file."""
+    """Seconds between two updates of a bar: often on a terminal, sparse lines in a log file."""
     return 0.5 if sys.stderr.isatty() else 30
+
+
+def progress_bar(description: str, unit: str, total: int, done: int = 0, shown: bool = True) -> tqdm:
+    """A bar on standard error. done: units that were done before, by an earlier run. shown: False for no bar."""
+    return tqdm(total=total, initial=done, desc=description, unit=unit, mininterval=update_seconds(), disable=not shown)

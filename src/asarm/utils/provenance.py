@@ -1,4 +1,4 @@
-"""What a result was made with: versions, git revision, machine."""
+"""Provenance of results: versions, git revision, device."""
 
 import platform
 import subprocess
@@ -18,7 +18,7 @@ def git_revision() -> str:
 
 
 def provenance() -> dict[str, str]:
-    """Versions and hardware to be written beside every result."""
+    """Versions and device, to be written with every result."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
     return {
         "git": git_revision(),

@@ -17,18 +17,19 @@ from asarm.__main__ import main
 from asarm.cli.decode import PRESETS, parse_arguments
 from asarm.data.readers import read_text
 from asarm.evals import stats
-from asarm.evals.decoding import generative_perplexity as judges
+from asarm.evals.decoding import generative_perplexity
 from asarm.evals.decoding import metrics as decoding_metrics
 from asarm.evals.decoding import run as decoding
 from asarm.evals.decoding.config import DecodingEvalConfig
-from asarm.evals.decoding.run import choose_texts, evaluate
+from asarm.evals.decoding.run import choose_sequences, evaluate
 from asarm.models.load import AsArm, load
-from asarm.sampling.registry import SAMPLERS
+from asarm.sampling.registry import NAMED_SAMPLERS
+from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from support.results import lines_of, without_times
 
 # Adaptive windows are as long as pays at the moment, so that no two runs need to have the same.
-REPEATABLE = [name for name in SAMPLERS if name != "fused-adaptive"]
+REPEATABLE = [name for name in NAMED_SAMPLERS if name != "fused-adaptive"]
 NUM_TEXTS, LENGTH, BATCH = 5, 32, 2
 
 
@@ -52,7 +53,7 @@ def settings(tiny_folder, text_file):
 def finished(tmp_path_factory, settings):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    evaluate(DecodingEvalConfig(output_dir=str(folder), **settings))
+    evaluate(from_options(DecodingEvalConfig, output_dir=str(folder), **settings))
     return folder
 
 
@@ -76,12 +77,12 @@ def test_every_text_is_decoded_once_by_every_variant(finished):
 
 
 def test_visible_tokens_stay(finished, settings, tiny_folder):
-    config = DecodingEvalConfig(output_dir="unused", **settings)
+    config = from_options(DecodingEvalConfig, output_dir="unused", **settings)
     codec = load(tiny_folder)[1]
-    texts = choose_texts(read_text(config.text), codec, config)
+    texts = choose_sequences(read_text(config.text), codec, config)
     for line in lines_of(finished):
         row = texts.index.index(line["index"])
-        tokens, given = texts.tokens[row].tolist(), texts.given[row].tolist()
+        tokens, given = texts.batch.tokens[row].tolist(), texts.batch.given[row].tolist()
         assert line["visible"] == decoding.visible_text(codec, tokens, given)
         for token, seen in zip(tokens, given, strict=True):
             piece = codec.decode([token])
@@ -115,7 +116,7 @@ def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_
     shutil.copytree(finished, folder)
     whole = (folder / "samples.jsonl").read_bytes()
     (folder / "samples.jsonl").write_bytes(whole[: int(kept * len(whole))])
-    evaluate(DecodingEvalConfig(output_dir=str(folder), **settings))
+    evaluate(from_options(DecodingEvalConfig, output_dir=str(folder), **settings))
     assert without_times(lines_of(folder)) == without_times(lines_of(finished))
 
 
@@ -123,7 +124,7 @@ def test_a_finished_run_is_not_decoded_again(finished, settings, tmp_path, monke
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     monkeypatch.setattr(decoding, "sample", lambda *args: pytest.fail("decoded again"))
-    evaluate(DecodingEvalConfig(output_dir=str(folder), **settings))
+    evaluate(from_options(DecodingEvalConfig, output_dir=str(folder), **settings))
     assert (folder / "samples.jsonl").read_bytes() == (finished / "samples.jsonl").read_bytes()
 
 
@@ -139,20 +140,20 @@ def test_results_of_other_settings_are_not_touched(finished, settings, tmp_path,
         (folder / "config.json").write_text(json.dumps(saved))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(InputError, match="choose another output_dir"):
-        evaluate(DecodingEvalConfig(output_dir=str(folder), **(settings | change)))
+        evaluate(from_options(DecodingEvalConfig, output_dir=str(folder), **(settings | change)))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_foreign_folder_is_not_touched(settings, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="choose another output_dir"):
-        evaluate(DecodingEvalConfig(output_dir=str(tmp_path), **settings))
+        evaluate(from_options(DecodingEvalConfig, output_dir=str(tmp_path), **settings))
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_gumbel_coupling_gives_the_sequential_text(settings, tmp_path):
     change = {"coupling": "gumbel", "samplers": ["sequential", "assd-self", "assd-ngram"], "k_sweep_texts": 0}
-    metrics = evaluate(DecodingEvalConfig(output_dir=str(tmp_path / "run"), **(settings | change)))
+    metrics = evaluate(from_options(DecodingEvalConfig, output_dir=str(tmp_path / "run"), **(settings | change)))
     texts = [
         {i: line["text"] for i, line in group.items()}
         for group in decoding_metrics.by_variant(lines_of(tmp_path / "run")).values()
@@ -166,27 +167,31 @@ def test_texts_and_masks_depend_on_seed_and_block_alone(settings, tiny_folder, s
     codec = load(tiny_folder)[1]
 
     def chosen(**change):
-        return choose_texts(sample_text * 3, codec, DecodingEvalConfig(output_dir="x", **(settings | change)))
+        return choose_sequences(
+            sample_text * 3, codec, from_options(DecodingEvalConfig, output_dir="x", **(settings | change))
+        )
 
     few, many, other = chosen(num_texts=2), chosen(num_texts=5), chosen(num_texts=5, seed=1)
     assert many.index[:2] == few.index
-    assert many.given[:2].equal(few.given)
-    assert other.index != many.index or not other.given.equal(many.given)
+    assert many.batch.given[:2].equal(few.batch.given)
+    assert other.index != many.index or not other.batch.given.equal(many.batch.given)
     assert len(set(many.index)) == 5
-    assert not (many.given == many.given[0]).all()
+    assert not (many.batch.given == many.batch.given[0]).all()
 
 
 @pytest.mark.parametrize(
     ("rate", "length", "visible"), [(0.95, 512, 26), (0.95, 128, 7), (0.9, 100, 11), (0.5, 64, 33)]
 )
 def test_visible_count_is_the_papers(rate, length, visible):
-    assert DecodingEvalConfig(output_dir="x", mask_rate=rate, length=length).visible == visible
+    assert from_options(DecodingEvalConfig, output_dir="x", mask_rate=rate, length=length).visible == visible
 
 
 def test_variants_take_turns():
-    config = DecodingEvalConfig(output_dir="x", samplers=["sequential", "assd-self"], k_sweep_texts=0, batch_size=2)
-    units = decoding.plan(config, 5)
-    assert [(u.batch, u.variant.name, list(u.rows)) for u in units] == [
+    config = from_options(
+        DecodingEvalConfig, output_dir="x", samplers=["sequential", "assd-self"], k_sweep_texts=0, batch_size=2
+    )
+    units = decoding.plan(config.variants(), 5, config.batch_size)
+    assert [(u.key["batch"], u.variant.name, list(u.items)) for u in units] == [
         (0, "sequential", [0, 1]), (0, "assd-self", [0, 1]),
         (1, "assd-self", [2, 3]), (1, "sequential", [2, 3]),
         (2, "sequential", [4]), (2, "assd-self", [4]),
@@ -206,14 +211,14 @@ def test_self_judge_is_the_left_to_right_law(tiny_folder):
         with torch.no_grad():
             logits = model(tokens[:, :i], place[:, :i], place[:, :i] + 1, query, query)
         total += torch.log_softmax(logits[:, 0], dim=-1).gather(1, tokens[:, i : i + 1])[:, 0]
-    found = judges.self_judge(model)(["", ""], tokens)
+    found = generative_perplexity.self_scorer(model)(["", ""], tokens)
     assert [judgement.nll for judgement in found] == pytest.approx((-total / 6).tolist(), abs=1e-5)
 
 
 def test_entropy_is_that_of_the_histogram():
-    assert judges.token_entropy([7] * 10) == 0.0
-    assert judges.token_entropy(list(range(16))) == pytest.approx(4.0)
-    assert judges.token_entropy([1, 1, 2, 3]) == pytest.approx(1.5)
+    assert generative_perplexity.token_entropy([7] * 10) == 0.0
+    assert generative_perplexity.token_entropy(list(range(16))) == pytest.approx(4.0)
+    assert generative_perplexity.token_entropy([1, 1, 2, 3]) == pytest.approx(1.5)
 
 
 def test_causal_judge_scores_the_first_tokens_it_can_read(tiny_folder, tmp_path, sample_text):
@@ -226,9 +231,9 @@ def test_causal_judge_scores_the_first_tokens_it_can_read(tiny_folder, tmp_path,
     ids = tokenizer(sample_text)["input_ids"][:24]
     with torch.no_grad():
         expected = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
-    found = judges.causal_judge(str(tmp_path), torch.device("cpu"))([sample_text], None)[0]
+    found = generative_perplexity.causal_scorer(str(tmp_path), torch.device("cpu"))([sample_text], None)[0]
     assert found.nll == pytest.approx(expected, abs=1e-5)
-    assert found.entropy == pytest.approx(judges.token_entropy(ids))
+    assert found.entropy == pytest.approx(generative_perplexity.token_entropy(ids))
 
 
 # --- statistics
@@ -308,12 +313,16 @@ def run_cli(monkeypatch, capsys, arguments):
 
 def test_options_override_the_preset():
     config = parse_arguments(["tiny", "--k", "7", "--num_texts", "3"])
-    assert (config.k, config.num_texts, config.judge, config.length) == (7, 3, "self", PRESETS["tiny"]["length"])
+    assert (config.sampling.k, config.num_texts, config.judge, config.length) == (
+        7,
+        3,
+        "self",
+        PRESETS["tiny"]["length"],
+    )
     paper = parse_arguments([])
-    assert (paper.model, paper.revision, paper.num_texts, paper.length, paper.k, paper.judge) == (
-        "therealgabeguo/ASARM", "nlp", 700, 512, 5, "gpt2-large",
-    )  # fmt: skip
-    assert parse_arguments(["paper", "--model", "somewhere/else"]).revision is None
+    assert (paper.loading.model, paper.loading.revision) == ("therealgabeguo/ASARM", "nlp")
+    assert (paper.num_texts, paper.length, paper.sampling.k, paper.judge) == (700, 512, 5, "gpt2-large")
+    assert parse_arguments(["paper", "--model", "somewhere/else"]).loading.revision is None
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from asarm.models.load import load
 from asarm.objective.loss import log_prob, log_prob_and_best
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import text_after
+from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from asarm.utils.jsonl import read_json_lines
 from support.models import tiny_gpt2, tiny_xlnet
@@ -66,7 +67,11 @@ def settings(files):
 def finished(tmp_path_factory, settings):
     """The folder of a finished run with all samplers."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    evaluate(LanguageEvalConfig(output_dir=str(folder), samplers=["assd-self", "parallel", "greedy"], **settings))
+    evaluate(
+        from_options(
+            LanguageEvalConfig, output_dir=str(folder), samplers=["assd-self", "parallel", "greedy"], **settings
+        )
+    )
     return folder
 
 
@@ -189,8 +194,8 @@ class UnigramModel:
 
 def accuracies_with_a_known_best(monkeypatch, codec, settings, folder) -> tuple[float, float]:
     """Both accuracies on questions whose right ending a made-up model finds by far the most probable."""
-    monkeypatch.setattr(language, "load_on_device", lambda *arguments: (UnigramModel(codec, " bear"), codec))
-    metrics = evaluate(LanguageEvalConfig(output_dir=str(folder), tasks=["hellaswag"], **settings))
+    monkeypatch.setattr("asarm.models.config.load_on_device", lambda *arguments: (UnigramModel(codec, " bear"), codec))
+    metrics = evaluate(from_options(LanguageEvalConfig, output_dir=str(folder), tasks=["hellaswag"], **settings))
     found = metrics["hellaswag"]["likelihood"]
     return found["accuracy"]["mean"], found["accuracy_norm"]["mean"]
 
@@ -228,9 +233,9 @@ def test_a_longer_ending_is_found_by_its_normalised_likelihood(bundled, tmp_path
     (tmp_path / "q.jsonl").write_text(json.dumps(row))
     codec = bundled[1]
     model = UnigramModel(codec, " bear")
-    monkeypatch.setattr(language, "load_on_device", lambda *arguments: (model, codec))
-    config = LanguageEvalConfig(
-        output_dir=str(tmp_path / "run"), tasks=["hellaswag"], hellaswag=str(tmp_path / "q.jsonl")
+    monkeypatch.setattr("asarm.models.config.load_on_device", lambda *arguments: (model, codec))
+    config = from_options(
+        LanguageEvalConfig, output_dir=str(tmp_path / "run"), tasks=["hellaswag"], hellaswag=str(tmp_path / "q.jsonl")
     )
     evaluate(config)
     line = lines_of(tmp_path / "run", "hellaswag")[0]
@@ -287,7 +292,9 @@ def test_sampled_words_are_right_as_often_as_they_are_probable(settings, tmp_pat
     (tmp_path / "one.txt").write_text(f"{PASSAGES[1]}\n" * count)
     change = {"lambada": str(tmp_path / "one.txt"), "tasks": ["lambada"], "batch_size": 100}
     change["samplers"] = ["assd-self", "greedy"]
-    metrics = evaluate(LanguageEvalConfig(output_dir=str(tmp_path / "run"), **(settings | change)))["lambada"]
+    metrics = evaluate(from_options(LanguageEvalConfig, output_dir=str(tmp_path / "run"), **(settings | change)))[
+        "lambada"
+    ]
     probability, hits = metrics["likelihood"]["probability"]["mean"], metrics["assd-self"]["accuracy"]["mean"]
     assert 0.05 < probability < 0.95
     assert abs(hits - probability) < 4 * math.sqrt(probability * (1 - probability) / count)
@@ -340,7 +347,11 @@ def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_
     shutil.copytree(finished, folder)
     whole = (folder / "samples.jsonl").read_bytes()
     (folder / "samples.jsonl").write_bytes(whole[: int(kept * len(whole))])
-    evaluate(LanguageEvalConfig(output_dir=str(folder), samplers=["assd-self", "parallel", "greedy"], **settings))
+    evaluate(
+        from_options(
+            LanguageEvalConfig, output_dir=str(folder), samplers=["assd-self", "parallel", "greedy"], **settings
+        )
+    )
     assert without_times(folder) == without_times(finished)
 
 
@@ -348,8 +359,11 @@ def test_results_of_other_items_are_not_touched(finished, settings, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    config = LanguageEvalConfig(
-        output_dir=str(folder), samplers=["assd-self", "parallel", "greedy"], **(settings | {"max_items": 3})
+    config = from_options(
+        LanguageEvalConfig,
+        output_dir=str(folder),
+        samplers=["assd-self", "parallel", "greedy"],
+        **(settings | {"max_items": 3}),
     )
     with pytest.raises(InputError, match="choose another output_dir"):
         evaluate(config)
@@ -360,12 +374,12 @@ def test_max_items_takes_the_first_and_cuts_are_counted(bundled, files, settings
     codec = bundled[1]
     with caplog.at_level("INFO"):
         items = items_of(lambada_questions(files["lambada"]), codec, 8, "lambada", 2)
-    assert [item.index for item in items] == [0, 1]
+    assert [item.number for item in items] == [0, 1]
     assert all(len(item.pairs[0].context + item.pairs[0].continuation) == 8 and item.pairs[0].cut for item in items)
     assert "2 of 2 contexts are cut on the left to the model's 8 tokens" in caplog.text
     (tmp_path / "long.txt").write_text("The king of the castle\n" + "The king of the castle " * 200 + "lived\n")
     change = {"tasks": ["lambada"], "lambada": str(tmp_path / "long.txt"), "samplers": ["greedy"]}
-    metrics = evaluate(LanguageEvalConfig(output_dir=str(tmp_path / "run"), **(settings | change)))
+    metrics = evaluate(from_options(LanguageEvalConfig, output_dir=str(tmp_path / "run"), **(settings | change)))
     assert metrics["lambada"]["likelihood"]["cut"] == 1
     assert "1 of 2 contexts were cut on the left" in (tmp_path / "run" / "table.md").read_text()
 
@@ -381,11 +395,11 @@ def test_tiny_preset_needs_nothing_but_the_repository(tmp_path, monkeypatch, cap
 
 def test_paper_preset_is_the_papers():
     config = parse_arguments([])
-    assert (config.model, config.revision, config.output_dir) == (
+    assert (config.loading.model, config.loading.revision, config.output_dir) == (
         "therealgabeguo/ASARM", "nlp", "results/language-paper",
     )  # fmt: skip
     assert config.lambada == config.hellaswag == ""
-    assert parse_arguments(["--model", "other/model"]).revision is None
+    assert parse_arguments(["--model", "other/model"]).loading.revision is None
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from asarm.evals.language.likelihood import Pair, score_pairs
 from asarm.evals.language.lm_eval_adapter import AsArmLM, generate
 from asarm.evals.language.run import evaluate
 from asarm.sampling.config import SamplerConfig
+from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from asarm.utils.jsonl import read_json_lines
 
@@ -117,7 +118,9 @@ def requests(*arguments):
 
 def test_harness_and_script_agree(evaluated, folder, tmp_path):
     settings = {"lambada": str(folder / "passages.txt"), "hellaswag": str(folder / "questions.jsonl"), "samplers": []}
-    config = LanguageEvalConfig(output_dir=str(tmp_path), model="tiny-text", device="cpu", batch_size=3, **settings)
+    config = from_options(
+        LanguageEvalConfig, output_dir=str(tmp_path), model="tiny-text", device="cpu", batch_size=3, **settings
+    )
     ours, theirs = evaluate(config), evaluated["results"]
     lambada, hellaswag = ours["lambada"]["likelihood"], ours["hellaswag"]["likelihood"]
     assert theirs["local_lambada"]["acc,none"] == lambada["accuracy"]["mean"] > 0

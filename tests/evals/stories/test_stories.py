@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,18 +19,18 @@ from asarm.evals import stats
 from asarm.evals.infilling import systems as systems
 from asarm.evals.infilling.causal import CausalModel
 from asarm.evals.infilling.gap_length import LengthDistribution, choose
-from asarm.evals.infilling.infill import GAP, PREFIX, SUFFIX, fill, lay_out, scores
-from asarm.evals.infilling.run import plan
+from asarm.evals.infilling.infill import fill, infill_batch, scores
+from asarm.evals.infilling.systems import without_suffixes
 from asarm.evals.stories import metrics as story_stats
 from asarm.evals.stories.config import StoriesConfig
-from asarm.evals.stories.data import COLUMNS, TASKS, Story, bag_text, cut, read_stories
+from asarm.evals.stories.data import COLUMNS, TASKS, Story, bag_text, make_example, read_stories
 from asarm.evals.stories.metrics import rouge
-from asarm.evals.stories.run import evaluate
-from asarm.evals.stories.systems import story_systems
+from asarm.evals.stories.report import story_table
+from asarm.evals.stories.run import StoriesEvaluation, evaluate
 from asarm.models.load import load
 from asarm.sampling.config import SamplerConfig
-from asarm.tokenization.batch import PADDING
 from asarm.tokenization.codec import TextCodec
+from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from support.models import tiny_gpt2, tiny_xlnet
 from support.paths import REPO
@@ -77,7 +78,7 @@ def settings(tiny_folder, stories_file):
 def finished(tmp_path_factory, settings):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    evaluate(StoriesConfig(output_dir=str(folder), **settings))
+    evaluate(from_options(StoriesConfig, output_dir=str(folder), **settings))
     return folder
 
 
@@ -110,13 +111,13 @@ def test_our_own_stories():
 def test_the_parts_joined_are_the_story(task, kind, tiny_folder, sample_text):
     codec = codecs(tiny_folder, sample_text)[kind]
     for index, sentences in enumerate(STORIES):
-        part = cut(Story(index, "", sentences), task, codec)
+        part = make_example(Story(index, "", sentences), task, codec)
         whole = codec.encode(" ".join(sentences))
         joined = part.prefix_tokens + part.reference_tokens + part.suffix_tokens
         assert codec.decode(joined) == codec.decode(whole)
-        assert codec.decode(part.reference_tokens).strip() == codec.decode(codec.encode(part.gold))
+        assert codec.decode(part.reference_tokens).strip() == codec.decode(codec.encode(part.reference))
         first, behind = TASKS[task]
-        assert (part.prefix, part.gold, part.suffix) == tuple(
+        assert (part.prefix, part.reference, part.suffix) == tuple(
             " ".join(some) for some in (sentences[:first], sentences[first:behind], sentences[behind:])
         )
         assert sum(part.visible) in range(
@@ -133,13 +134,16 @@ def test_bag_takes_another_story():
 
 def test_layout(tiny_folder):
     codec = load(tiny_folder)[1]
-    some = [cut(Story(index, "", STORIES[index]), "1/5", codec) for index in (0, 3)]
-    tokens, part = lay_out(some, [[5, 6], [7]], torch.device("cpu"))
+    some = [make_example(Story(index, "", STORIES[index]), "1/5", codec) for index in (0, 3)]
+    batch = infill_batch(some, [[5, 6], [7]], torch.device("cpu"))
     for row, (story, gap) in enumerate(zip(some, ([5, 6], [7]), strict=True)):
-        for name, ids in ((PREFIX, story.prefix_tokens), (GAP, gap), (SUFFIX, story.suffix_tokens)):
-            assert tokens[row][part[row] == name].tolist() == ids
-        expected = [PREFIX] * len(story.prefix_tokens) + [GAP] * len(gap) + [SUFFIX] * len(story.suffix_tokens)
-        assert part[row].tolist() == expected + [PADDING] * (part.shape[1] - len(expected))
+        given, target = batch.given[row], batch.target[row]
+        assert batch.tokens[row][given].tolist() == story.prefix_tokens + story.suffix_tokens
+        assert batch.tokens[row][target].tolist() == gap
+        before, after = len(story.prefix_tokens), len(story.suffix_tokens)
+        padding = len(given) - before - len(gap) - after
+        assert given.tolist() == [True] * before + [False] * len(gap) + [True] * after + [False] * padding
+        assert target.tolist() == [False] * before + [True] * len(gap) + [False] * (after + padding)
 
 
 # --- filling
@@ -151,7 +155,7 @@ def model_and_gaps(request, tiny_folder, sample_text):
     codec = codecs(tiny_folder, sample_text)[kind]
     model = [tiny_gpt2, tiny_xlnet][kind](len(codec), scale=0.8, **({"n_positions": 128} if kind == 0 else {}))
     model.config.mask_token_id = codec.mask_token_id
-    gaps = [cut(Story(index, "", sentences), "3/5", codec) for index, sentences in enumerate(STORIES)]
+    gaps = [make_example(Story(index, "", sentences), "3/5", codec) for index, sentences in enumerate(STORIES)]
     return model, codec, gaps
 
 
@@ -167,12 +171,11 @@ def test_a_filling_depends_on_its_seed_not_on_its_batch(model_and_gaps):
 
 def test_prefix_only_does_not_see_the_suffix(model_and_gaps):
     model, codec, gaps = model_and_gaps
-    story, other = gaps[0], cut(Story(0, "", [*STORIES[0][:4], "The king was a café."]), "3/5", codec)
+    story, other = gaps[0], make_example(Story(0, "", [*STORIES[0][:4], "The king was a café."]), "3/5", codec)
     config = SamplerConfig(sampler="sequential")
     texts = [
-        [fill(model, codec, [(one, 12)], config, [seed], see)[0].text for seed in range(4)]
-        for see in (False, True)
-        for one in (story, other)
+        [fill(model, codec, [(one, 12)], config, [seed])[0].text for seed in range(4)]
+        for one in (*without_suffixes([story, other]), story, other)
     ]
     assert texts[0] == texts[1]
     assert texts[2] != texts[3]
@@ -187,7 +190,7 @@ def one_after_prefix(model, tokens, begin, place):
     return float(torch.log_softmax(logits[0, 0], dim=-1)[tokens[0, place]])
 
 
-def test_score_is_the_joint_density_behind_the_prefix(model_and_gaps):
+def test_score_is_the_joint_density_after_the_prefix(model_and_gaps):
     model, _, gaps = model_and_gaps
     some = [story.reference_tokens[:length] for story, length in zip(gaps, (2, 9, 1, 6, 4), strict=True)]
     for story, gap, found in zip(gaps, some, scores(model, gaps, some), strict=True):
@@ -204,7 +207,7 @@ def test_causal_model_goes_on_from_the_prefix(tmp_path, tiny_folder):
     GPT2LMHeadModel(GPT2Config(vocab_size=len(codec), **shape)).save_pretrained(tmp_path)
     codec.save_pretrained(tmp_path)
     causal = CausalModel(str(tmp_path), torch.device("cpu"))
-    gaps = [cut(Story(index, "", sentences), "3/5", causal.codec) for index, sentences in enumerate(STORIES)]
+    gaps = [make_example(Story(index, "", sentences), "3/5", causal.codec) for index, sentences in enumerate(STORIES)]
     rows = list(zip(gaps, (3, 9, 1, 6, 4), strict=True))
     together = causal.fill(rows, 1.0, range(5))
     assert together == [causal.fill([row], 1.0, [seed])[0] for seed, row in enumerate(rows)]
@@ -324,7 +327,7 @@ def test_trials_differ_in_their_seeds(finished):
     assert len(same) < len(texts) / 20
 
 
-def test_report_is_made_from_the_samples(finished):
+def test_report_is_made_from_the_samples(finished, monkeypatch):
     metrics = json.loads((finished / "metrics.json").read_text())
     lines = lines_of(finished)
     for one in metrics["variants"]:
@@ -343,7 +346,9 @@ def test_report_is_made_from_the_samples(finished):
     assert metrics["provenance"]["torch"] == torch.__version__
     table = (finished / "table.md").read_text()
     assert table.count("| model | variant | ROUGE-1 |") == len(TASKS)
-    assert "| assd-self search | assd-self median |" in table
+    assert "5 stories are too few for intervals and tests." in table
+    monkeypatch.setattr("asarm.evals.stories.report.FEWEST", 5)
+    assert "| assd-self search | assd-self median |" in story_table(metrics)
     assert (finished / "rouge.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -364,7 +369,7 @@ def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_
     shutil.copytree(finished, folder)
     whole = (folder / "samples.jsonl").read_bytes()
     (folder / "samples.jsonl").write_bytes(whole[: int(kept * len(whole))])
-    evaluate(StoriesConfig(output_dir=str(folder), **settings))
+    evaluate(from_options(StoriesConfig, output_dir=str(folder), **settings))
     assert without_times(lines_of(folder)) == without_times(lines_of(finished))
     assert not kept or (folder / "samples.jsonl").read_bytes()[:200] == whole[:200]  # times and all: not run again
 
@@ -373,13 +378,13 @@ def test_a_finished_run_is_not_filled_again(finished, settings, tmp_path, monkey
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     monkeypatch.setattr(systems, "fill", lambda *args: pytest.fail("filled again"))
-    evaluate(StoriesConfig(output_dir=str(folder), **settings))
+    evaluate(from_options(StoriesConfig, output_dir=str(folder), **settings))
     assert (folder / "samples.jsonl").read_bytes() == (finished / "samples.jsonl").read_bytes()
 
 
 def test_results_do_not_depend_on_batches_trials_or_the_number_of_stories(finished, settings, tmp_path):
     change = {"batch_size": 3, "max_items": 3, "trials": 1, "samplers": ["assd-self", "prefix-only", "bag"]}
-    evaluate(StoriesConfig(output_dir=str(tmp_path / "run"), **(settings | change)))
+    evaluate(from_options(StoriesConfig, output_dir=str(tmp_path / "run"), **(settings | change)))
     some = lines_of(tmp_path / "run")
     same = {(line["task"], line["variant"], line["trial"], line["index"]) for line in some}
     whole = [x for x in lines_of(finished) if (x["task"], x["variant"], x["trial"], x["index"]) in same]
@@ -392,7 +397,7 @@ def test_other_settings_are_not_mixed_in(finished, settings, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     with pytest.raises(InputError, match=r"trials 2, now 3.*choose another output_dir"):
-        evaluate(StoriesConfig(output_dir=str(folder), **(settings | {"trials": 3})))
+        evaluate(from_options(StoriesConfig, output_dir=str(folder), **(settings | {"trials": 3})))
 
 
 def test_several_models_and_a_causal_one(settings, tmp_path, tiny_folder):
@@ -406,7 +411,7 @@ def test_several_models_and_a_causal_one(settings, tmp_path, tiny_folder):
         "models": [tiny_folder, str(other)], "causal": str(causal), "samplers": ["assd-self", "bag"], "trials": 1,
         "gap_length": ["oracle"], "tasks": ["1/5"],
     }  # fmt: skip
-    metrics = evaluate(StoriesConfig(output_dir=str(tmp_path / "run"), **(settings | change)))
+    metrics = evaluate(from_options(StoriesConfig, output_dir=str(tmp_path / "run"), **(settings | change)))
     assert [(one["model"], one["variant"]) for one in metrics["variants"]] == [
         (tiny_folder, "assd-self"), (str(other), "assd-self"), (str(causal), "causal"), (systems.NO_MODEL, "bag"),
     ]  # fmt: skip
@@ -416,16 +421,16 @@ def test_several_models_and_a_causal_one(settings, tmp_path, tiny_folder):
 
 def test_variants_take_turns(settings, stories_file):
     change = {"samplers": ["sequential", "prefix-only"], "gap_length": ["oracle"], "tasks": ["1/5"]}
-    config = StoriesConfig(output_dir="unused", **(settings | change))
-    (system,) = story_systems(config, read_stories(stories_file), torch.device("cpu"))
-    units = plan(config, system, TRIALS)
-    assert [unit.variant.name for unit in units if unit.trial == 0] == [
+    config = from_options(StoriesConfig, output_dir="unused", **(settings | change))
+    evaluation = StoriesEvaluation(config)
+    units = evaluation.units()
+    assert [unit.variant.name for unit in units if unit.key["trial"] == 0] == [
         "sequential", "prefix-only", "prefix-only", "sequential", "sequential", "prefix-only",
     ]  # fmt: skip
-    assert [unit.size for unit in units if unit.trial == 1] == [2, 2, 2, 2, 1, 1]
-    lengths = [story.context_length + len(story.reference_tokens) for unit in units[::4] for story in unit.gaps]
+    assert [len(unit.items) for unit in units if unit.key["trial"] == 1] == [2, 2, 2, 2, 1, 1]
+    lengths = [story.context_length + len(story.reference_tokens) for unit in units[::4] for story in unit.items]
     assert lengths == sorted(lengths)
-    assert len({unit.key for unit in units}) == len(units)
+    assert len({tuple(unit.key.values()) for unit in units}) == len(units)
 
 
 # --- statistics
@@ -583,7 +588,8 @@ def test_wrapper_runs_from_any_folder(wrapper, tmp_path, stories_file, tiny_fold
     options = ["--model", tiny_folder, "--stories", stories_file, "--trials", 1, "--max_items", 2]
     result = run(wrapper, "tiny", *options, env=active(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "| sequential search | sequential median |" in result.stdout
+    assert re.search(r"\| sequential search +\|", result.stdout)
+    assert "2 stories are too few for intervals and tests." in result.stdout
     assert (wrapper.parent / "results/stories-tiny/stories.html").exists()
 
 

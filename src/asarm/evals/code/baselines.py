@@ -1,4 +1,4 @@
-"""Completions that need no model: nothing, the line that the visible code repeats most, and the right one."""
+"""Baselines that need no model: nothing, the most frequent visible line, and the canonical solution."""
 
 from collections import Counter
 
@@ -14,15 +14,15 @@ def empty(problem: Problem) -> str:
 
 
 def canonical(problem: Problem) -> str:
-    """The right solution."""
+    """The canonical solution."""
     return problem.canonical_solution
 
 
 def frequent_line(problem: Problem) -> str:
     """The line that occurs most often in the visible code; of several, the one nearest to the gap, above it first.
 
-    Behind the beginning of a line it is one of its own, as far to the right as the line above, or one step more behind
-    a colon; elsewhere it goes on from what is there, without indentation.
+    At the beginning of a line it becomes a line of its own, indented like the line above, or one step more after a
+    colon; elsewhere it continues the line, without indentation.
     """
     prompt, _, begun = problem.prompt.rpartition("\n")
     rest = problem.suffix.partition("\n")[2] if begun else problem.suffix  # without the end of the gap's own line
@@ -36,7 +36,7 @@ def frequent_line(problem: Problem) -> str:
 
 
 def indentation(prompt: str) -> int:
-    """Columns of a line that may follow the prompt."""
+    """Columns by which a line after the prompt may be indented."""
     lines = [line.expandtabs(8) for line in prompt.splitlines() if line.strip()]
     if not lines:
         return 0

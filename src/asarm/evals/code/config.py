@@ -1,55 +1,55 @@
-"""What a run on code does: its options."""
+"""Settings of the evaluation on code."""
 
 from dataclasses import dataclass
 
 from asarm.evals.code.baselines import BASELINES
 from asarm.evals.code.data import SPLITS, check_split
 from asarm.evals.infilling.config import PREFIX_ONLY, InfillEvalConfig
-from asarm.sampling.registry import SAMPLERS
-from asarm.utils.config import option
+from asarm.sampling.registry import NAMED_SAMPLERS
+from asarm.utils.config import check_at_least, nested, option
 from asarm.utils.errors import InputError
 
-WANTED_K = (1, 10, 100)
+WANTED_K = (1, 10, 100)  # of pass@k
 
 
 @dataclass
-class JudgingConfig:
-    """How completions are judged."""
+class TestRunnerConfig:
+    """How completed programs are run with their tests."""
+
+    __test__ = False  # for pytest, which takes classes of such a name for tests
 
     workers: int = option(2, "programs that run at a time")
     timeout: float = option(3.0, "seconds that a program may take")
 
-    def check_judging(self) -> None:
-        """InputError for values that make no sense."""
-        if self.workers < 1:
-            raise InputError(f"workers must be at least 1, not {self.workers}")
+    def __post_init__(self) -> None:
+        check_at_least(self, workers=1)
         if not 0.1 <= self.timeout < float("inf"):
             raise InputError(f"timeout must be a number of seconds of at least 0.1, not {self.timeout}")
 
 
 @dataclass
-class CodeConfig(InfillEvalConfig, JudgingConfig):
-    """What is completed and how."""
+class CodeConfig(InfillEvalConfig):
+    """Settings of the evaluation on code."""
 
     baselines = tuple(BASELINES)
 
+    test_runner: TestRunnerConfig = nested(TestRunnerConfig)
     splits: list[str] = option([], f"benchmarks: {', '.join(SPLITS)}; the default is single-line")
     data_dir: str = option("", "folder with the official jsonl.gz files, if OpenAI's package does not have them")
     problems: list[str] = option([], "files of problems in the official format, instead of the official ones")
     samplers: list[str] = option(
         ["sequential", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, *BASELINES],
-        f"variants, of {', '.join((*SAMPLERS, PREFIX_ONLY, *BASELINES))}; prefix-only does not see what is "
-        "behind the gap, frequent-line repeats the most frequent visible line, canonical is the right solution",
+        f"variants, of {', '.join((*NAMED_SAMPLERS, PREFIX_ONLY, *BASELINES))}; prefix-only does not see what comes "
+        "after the gap, frequent-line repeats the most frequent visible line, canonical is the right solution",
     )
     parallel_steps: list[int] = option([1, 4], "numbers of steps of the parallel sampler")
     causal: str = option("", "a causal code model, given the suffix, too, if it has marks to fill in the middle")
     samples_per_task: int = option(1, "completions of each problem, with different seeds")
     allow_code_execution: bool = option(False, "run completed programs with their tests, in a sandbox, for pass@k")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_judging()
-        self.check_at_least(samples_per_task=1)
+        check_at_least(self, samples_per_task=1)
         for name in self.splits:
             check_split(name)
         if not self.problems:

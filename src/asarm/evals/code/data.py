@@ -1,6 +1,6 @@
-"""Problems of HumanEval-Infilling, and completions of them, in the formats of OpenAI's package: read and checked.
+"""Problems of HumanEval-Infilling and completions of them: readers of the formats of OpenAI's package.
 
-A problem is a Python function with a gap; a program is the function with its gap filled and the tests behind it.
+A problem is a Python function with a gap; a program is the function with its gap filled, followed by its tests.
 """
 
 import importlib.util
@@ -22,8 +22,10 @@ REPOSITORY_URL = re.compile(r"github\.com[/:]openai/human-eval-infilling(\.git)?
 
 @dataclass(frozen=True)
 class Split:
-    """A benchmark. prefix: how its task ids begin. files: the names that its file goes by. masked: what is to be
-    written."""
+    """One of the benchmarks of HumanEval-Infilling.
+
+    prefix: how its task ids begin. files: the names that its file may have. masked: what is missing, in words.
+    """
 
     name: str
     prefix: str
@@ -32,6 +34,7 @@ class Split:
 
 
 def _split(name: str, prefix: str, masked: str, *other_files: str) -> Split:
+    """A split with its official file name first."""
     return Split(name, prefix, (f"HumanEval-{prefix}.jsonl.gz", *other_files), masked)
 
 
@@ -51,7 +54,7 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem, its fields named as in the official files. index: its place in the file, from 0."""
+    """A problem, its fields named as in the official files. index: its number in the file, from 0."""
 
     index: int
     task_id: str
@@ -66,7 +69,7 @@ class Problem:
         return self.prompt + completion + self.suffix
 
     def program(self, completion: str) -> str:
-        """What is run to judge a completion: exactly what OpenAI's runner runs."""
+        """The program whose run tests a completion, the same text as OpenAI's runner runs."""
         return f"{self.source(completion)}\n{self.test}\ncheck({self.entry_point})"
 
 
@@ -74,15 +77,17 @@ FIELDS = [field.name for field in fields(Problem) if field.name != "index"]
 
 
 def check_split(name: str) -> Split:
-    """The split of that name, or InputError."""
+    """The split of that name. Raises InputError if there is none."""
     if name not in SPLITS:
         raise InputError(f"unknown split {name!r}: choose from {', '.join(SPLITS)}")
     return SPLITS[name]
 
 
 def read_problems(path: str | Path) -> list[Problem]:
-    """All problems of a file, in its order. InputError as in `read_rows`, for task ids that are there twice, and for a
-    solution that is empty."""
+    """All problems of a file, in its order.
+
+    Raises InputError as `read_rows` does, for task ids that occur twice, and for a solution that is empty.
+    """
     rows = read_rows(path, FIELDS)
     task_id, count = Counter(row["task_id"] for row in rows).most_common(1)[0]
     if count > 1:
@@ -94,24 +99,24 @@ def read_problems(path: str | Path) -> list[Problem]:
 
 
 def split_of(task_id: str) -> str | None:
-    """The split that a task id tells of, if it is an official one or written like one."""
+    """The split that a task id names, None if it is not written like an official one."""
     prefix = task_id.partition("/")[0]
     return next((split.name for split in SPLITS.values() if split.prefix == prefix), None)
 
 
 def problems_of_files(paths: Sequence[str | Path], splits: Sequence[str]) -> dict[str, list[Problem]]:
-    """The problems of each of `splits`, out of files that hold one split each; empty `splits` takes all files.
+    """{split: its problems}, for each of `splits`, from files that hold one split each; no `splits` means all files.
 
-    A file is of the split that its task ids tell of, or else of the only one in `splits`. Raises InputError when ids
-    are of several splits or tell of none, when two files are of one split, or none is of one that is wanted.
+    A file is of the split that its task ids name, or else of the only one in `splits`. Raises InputError when ids name
+    several splits or none, when two files are of one split, or none is of one of `splits`.
     """
-    found = {}
+    found: dict[str, list[Problem]] = {}
     for path in paths:
         problems = read_problems(path)
-        told = {split_of(problem.task_id) for problem in problems}
-        if len(told) > 1:
-            raise InputError(f"{path} holds problems of several splits: {', '.join(sorted(map(str, told)))}")
-        split = told.pop() or (splits[0] if len(splits) == 1 else None)
+        named = {split_of(problem.task_id) for problem in problems}
+        if len(named) > 1:
+            raise InputError(f"{path} holds problems of several splits: {', '.join(sorted(map(str, named)))}")
+        split = named.pop() or (splits[0] if len(splits) == 1 else None)
         if split is None:
             raise InputError(
                 f"the task ids of {path} do not tell its split: give one of {', '.join(SPLITS)} as --split"
@@ -127,14 +132,14 @@ def problems_of_files(paths: Sequence[str | Path], splits: Sequence[str]) -> dic
 
 
 def official_file(split: str, folder: str | Path) -> Path:
-    """The official file of a split, from `folder` or from OpenAI's package. InputError when there is none."""
+    """The official file of a split, from `folder` or from OpenAI's package. Raises InputError when there is none."""
     check_package()
     names = check_split(split).files
     folders = [Path(folder), *package_folders()]
-    for place in folders:
+    for candidate in folders:
         for name in names:
-            if (place / name).is_file():
-                return place / name
+            if (candidate / name).is_file():
+                return candidate / name
     bare = " (the package that is installed came without its data)" if len(folders) > 1 else ""
     raise InputError(
         f"no problems of {split}: put {names[0]} from the folder data of {REPOSITORY} into {folder}, or pip install -e "
@@ -143,9 +148,9 @@ def official_file(split: str, folder: str | Path) -> Path:
 
 
 def check_package() -> None:
-    """InputError when the package of that name is installed, and is not OpenAI's: the one on PyPI is a stranger's.
+    """Raise InputError when a package of that name is installed that is not OpenAI's: the one on PyPI is a stranger's.
 
-    OpenAI's comes from its repository, so pip knows where it was got; what comes from an index has no such note.
+    OpenAI's is installed from its repository, and pip records that; a package from an index has no such record.
     """
     try:
         distribution = metadata.distribution(PACKAGE)
@@ -161,25 +166,25 @@ def check_package() -> None:
 
 
 def package_folders() -> list[Path]:
-    """Where OpenAI's package, if it is installed from a clone, has its problems. Nothing of it is imported."""
+    """The folders of problems of OpenAI's package, if it is installed from a clone. Nothing of it is imported."""
     found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    places = (found.submodule_search_locations if found else None) or []
-    return [Path(place).parent / "data" for place in places]
+    folders = (found.submodule_search_locations if found else None) or []
+    return [Path(folder).parent / "data" for folder in folders]
 
 
 def read_completions(path: str | Path, split: str, problems: Sequence[Problem]) -> dict[str, list[str]]:
-    """The completions of a file in the official format: {task id: completions}, as many for each of the problems.
+    """{task id: completions} of a file in the official format, equally many for each of the problems.
 
     Raises InputError as `read_rows` does, for task ids of another split or of none, and for problems that have fewer or
     more completions than others.
     """
-    found = {problem.task_id: [] for problem in problems}
+    found: dict[str, list[str]] = {problem.task_id: [] for problem in problems}
     for row in read_rows(path, ("task_id", "completion")):
         task_id = row["task_id"]
         if task_id not in found:
             other = split_of(task_id)
-            told = f"is of {other}" if other not in (None, split) else "is none of its problems"
-            raise InputError(f"{path} is not of {split}: {task_id} {told}")
+            reason = f"is of {other}" if other not in (None, split) else "is none of its problems"
+            raise InputError(f"{path} is not of {split}: {task_id} {reason}")
         found[task_id].append(row["completion"])
     missing = [task_id for task_id, some in found.items() if not some]
     if missing:

@@ -1,51 +1,74 @@
-"""What people read of a run on code: a Markdown table, and a page of problems with what was written, side by side."""
+"""Reports of a run on code: Markdown tables, a plot, and a page of problems with their completions side by side."""
 
 import html
 import json
 import math
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 from asarm.evals.code.data import SPLITS, Problem
-from asarm.evals.code.metrics import BASELINE, MEASURES, rates_of
+from asarm.evals.code.metrics import MEASURES, STATIC_MEASURES, pass_keys
 from asarm.evals.html import STYLE, html_page, shown, spread
-from asarm.evals.infilling.report import cost_cells, length_table
+from asarm.evals.infilling.report import (
+    by_group,
+    comparison_lines,
+    cost_cells,
+    faster_samplers,
+    length_table,
+    summary_table,
+)
 from asarm.evals.plots import plot_intervals
-from asarm.evals.tables import markdown_table, p_text, with_interval
-
-TRUE_OF_ALL = {"exact": "exact match", "stripped": "up to white space", "syntax": "valid syntax"}
+from asarm.evals.stats import BASELINE
+from asarm.evals.tables import FEWEST, markdown_table, p_text, too_few, with_interval
 
 
 def code_table(metrics: dict) -> str:
-    """The metrics as Markdown: shares and costs, errors of length and comparisons of each split."""
+    """The metrics as Markdown: for each split shares and costs, errors of length, and comparisons.
+
+    metrics: those of `metrics.summarise`, and `judging`, a line on how programs were run.
+    """
     parts = [metrics["judging"] + ".\n"]
-    for split in dict.fromkeys(one["split"] for one in metrics["variants"]):
-        variants = [one for one in metrics["variants"] if one["split"] == split]
-        compared = [one for one in metrics["comparisons"] if one["split"] == split]
-        parts += [_heading(split, variants), _shares(variants), _cuts(variants)]
+    for split, variants, compared in by_group(metrics, "split"):
+        heading = f"{_heading(split, variants)} in %, mean and 95 % bootstrap interval over problems.\n"
+        parts += [heading, _shares(variants), _truncated(variants)]
         parts += [length_table(variants), _comparisons(compared)]
     return "\n".join(part for part in parts if part)
+
+
+def code_summary(metrics: dict) -> str:
+    """What is printed at the end: the shares of each split, and a line on each comparison that matters."""
+    parts = [metrics["judging"] + ".\n"]
+    for split, variants, compared in by_group(metrics, "split"):
+        few = variants[0]["problems"] < FEWEST
+        shown = {key: key for key in pass_keys(variants)} | {key: STATIC_MEASURES[key] for key in ("exact", "syntax")}
+        parts += [f"{_heading(split, variants)} in %.\n", summary_table(variants, shown, few, factor=100)]
+        if few:
+            parts.append(too_few(variants[0]["problems"], "problems"))
+        else:
+            trivial = [one for one in compared if one["variant"] == BASELINE and one["against"] != BASELINE]
+            measures = {label: partial(_difference_of, key) for key, label in _measures(compared).items()}
+            parts += comparison_lines(faster_samplers(compared) + trivial, measures)
+        parts.append("")
+    return "\n".join(parts)
 
 
 def _heading(split: str, variants: list[dict]) -> str:
     samples = max(one["samples"] for one in variants)
     return (
         f"**{split}**: {SPLITS[split].masked} is to be written; {variants[0]['problems']} problems, {samples} "
-        f"sample{'s' * (samples > 1)} of each. Shares in %, mean and 95 % bootstrap interval over problems.\n"
+        f"sample{'s' * (samples > 1)} of each. Shares"
     )
 
 
 def _shares(variants: list[dict]) -> str:
-    rates = rates_of(variants)
-    header = ["model", "variant", *rates, *TRUE_OF_ALL.values()]
+    rates = pass_keys(variants)
+    header = ["model", "variant", *rates, *STATIC_MEASURES.values()]
     rows = [
         [
             one["model"],
             one["variant"],
-            *(
-                with_interval(one[key], 1, 100) if key in one else "-"
-                for key in (*rates, "exact", "stripped", "syntax")
-            ),
+            *(with_interval(one[key], 1, 100) if key in one else "-" for key in (*rates, *STATIC_MEASURES)),
             *cost_cells(one),
         ]
         for one in variants
@@ -53,16 +76,18 @@ def _shares(variants: list[dict]) -> str:
     return markdown_table([*header, "NFE", "tokens per NFE", "seconds a sample"], rows)
 
 
-def _cuts(variants: list[dict]) -> str:
+def _truncated(variants: list[dict]) -> str:
     cuts = [f"{one['cut']} of {one['variant']} ({one['model']})" for one in variants if one["cut"]]
     return f"Cut at their far ends, for the model takes no more tokens: {', '.join(cuts)}.\n" if cuts else ""
 
 
 def _comparisons(compared: list[dict]) -> str:
-    """Two tables: variants against sequential decoding, and against what needs no model."""
+    """Two tables: variants against sequential decoding, and against the trivial baselines."""
     if not compared:
         return ""
-    measures = {key: label for key, label in MEASURES.items() if key in compared[0]}
+    if compared[0]["nfe"]["n"] < FEWEST:
+        return too_few(compared[0]["nfe"]["n"], "problems") + "\n"
+    measures = _measures(compared)
     tests = sorted({one[key]["test"] for one in compared for key in measures})
     names = {"McNemar": "McNemar's exact test", "t-test": "a t-test of means over samples"}
     about = (
@@ -70,19 +95,26 @@ def _comparisons(compared: list[dict]) -> str:
         f"{' or '.join(names[test] for test in tests)}.\n"
     )
     tables = [about]
-    for costs_count in (True, False):
-        some = [one for one in compared if (one["against"] == BASELINE) == costs_count]
+    for with_costs in (True, False):
+        some = [one for one in compared if (one["against"] == BASELINE) == with_costs]
         rows = [
-            [*(one[key] for key in ("model", "variant", "against")), *(_difference(one[key]) for key in measures)]
-            + costs_count * [f"{one['nfe']['difference']:+.1f}", f"{one['times_as_fast'] or math.nan:.2f}"]
+            [*(one[key] for key in ("model", "variant", "against")), *(_difference_of(key, one) for key in measures)]
+            + with_costs * [f"{one['nfe']['difference']:+.1f}", f"{one['times_as_fast'] or math.nan:.2f}"]
             for one in some
         ]
-        header = ["model", "variant", "against", *measures.values(), *costs_count * ["NFE", "times as fast"]]
+        header = ["model", "variant", "against", *measures.values(), *with_costs * ["NFE", "times as fast"]]
         tables += [markdown_table(header, rows)] if rows else []
     return "\n".join(tables)
 
 
-def _difference(test: dict) -> str:
+def _measures(compared: list[dict]) -> dict[str, str]:
+    """Those of MEASURES that comparisons have: without pass@1 where programs were not run."""
+    return {key: label for key, label in MEASURES.items() if compared and key in compared[0]}
+
+
+def _difference_of(measure: str, comparison: dict) -> str:
+    """The difference in a measure, with its interval and p."""
+    test = comparison[measure]
     ends = test["interval_95"]
     interval = "" if ends is None else f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
     return f"{100 * test['difference']:+.1f}{interval}, {p_text(test['p'])}"
@@ -96,14 +128,17 @@ td.score { white-space: normal; min-width: 11rem; }
 """
 
 
-def shown_code(text: str) -> str:
-    """Code for HTML, with its lines; characters that cannot be printed show as the replacement character."""
+def escape_code(text: str) -> str:
+    """Code as HTML, with its lines; characters that cannot be printed are replaced by U+FFFD."""
     return html.escape("".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text))
 
 
 def code_page(lines: list[dict], problems: dict[str, list[Problem]]) -> str:
-    """An HTML page of twenty problems of each split: the code, and the first sample of each variant, with verdicts."""
-    groups = defaultdict(lambda: defaultdict(list))
+    """An HTML page of twenty problems of each split: the code, and the first sample of each variant, with verdicts.
+
+    problems: by split.
+    """
+    groups: dict[str, dict[int, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         if line["sample"] == 0:
             groups[line["split"]][line["index"]].append(line)
@@ -114,33 +149,34 @@ def code_page(lines: list[dict], problems: dict[str, list[Problem]]) -> str:
         counts.append(f"{len(some)} of {len(of_split)} problems of {split}")
         for index in some:
             ordered = sorted(of_split[index], key=lambda line: order.index((line["model"], line["variant"])))
-            body += _card(problems[split][index], ordered)
+            body += _problem_section(problems[split][index], ordered)
     introduction = f"{', '.join(counts)}; the first sample of each variant, with its verdict on the right."
     heading = "Code: what was given, the right solution, what was filled in"
     return html_page("Code", heading, introduction, body, STYLE + CODE_STYLE)
 
 
-def _card(problem: Problem, lines: list[dict]) -> str:
-    """One problem: its code, then a row for the right solution and for each variant."""
+def _problem_section(problem: Problem, lines: list[dict]) -> str:
+    """One problem: its code, then a row for the canonical solution and for each variant."""
     rows = "".join(
-        f'<tr class="{_kind(line)}"><th>{shown(line["variant"])}<br>{shown(line["model"])}</th>'
-        f'<td><pre>{shown_code(line["completion"])}</pre></td><td class="score">{shown(_verdict(line))}</td></tr>\n'
+        f'<tr class="{_row_class(line)}"><th>{shown(line["variant"])}<br>{shown(line["model"])}</th>'
+        f"<td><pre>{escape_code(line['completion'])}</pre></td>"
+        f'<td class="score">{shown(_verdict_text(line))}</td></tr>\n'
         for line in lines
     )
     return (
         f"<h2>{shown(problem.task_id)}</h2>\n"
-        f'<pre class="prompt">{shown_code(problem.prompt)}<span class="gap">___</span>'
-        f"{shown_code(problem.suffix)}</pre>\n"
-        f'<table>\n<tr class="gold"><th>solution</th><td><pre>{shown_code(problem.canonical_solution)}</pre></td>'
+        f'<pre class="prompt">{escape_code(problem.prompt)}<span class="gap">___</span>'
+        f"{escape_code(problem.suffix)}</pre>\n"
+        f'<table>\n<tr class="gold"><th>solution</th><td><pre>{escape_code(problem.canonical_solution)}</pre></td>'
         f"<td></td></tr>\n{rows}</table>\n"
     )
 
 
-def _kind(line: dict) -> str:
-    return {True: "passed", False: "failed"}.get(line.get("passed"), "unknown")
+def _row_class(line: dict) -> str:
+    return ("passed" if line["passed"] else "failed") if "passed" in line else "unknown"
 
 
-def _verdict(line: dict) -> str:
+def _verdict_text(line: dict) -> str:
     """What is known of a completion, in a few words."""
     match = "exact match" if line["exact"] else "exact up to white space" if line["stripped"] else ""
     known = [line.get("result", ""), match, "" if line["syntax"] else "no valid syntax"]
@@ -151,5 +187,5 @@ def plot_code(folder: str | Path) -> Path:
     """Shares of completions and their intervals by split, variant and model, from metrics.json: `code.png`."""
     folder = Path(folder)
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["variants"]
-    labels = {key: f"{key}, %" for key in rates_of(found)} | {"exact": "exact match, %", "syntax": "valid syntax, %"}
+    labels = {key: f"{key}, %" for key in pass_keys(found)} | {"exact": "exact match, %", "syntax": "valid syntax, %"}
     return plot_intervals(folder / "code.png", found, "split", labels, 100.0)

@@ -6,33 +6,83 @@ running them is allowed, verdicts are appended to `verdicts.jsonl`, by program. 
 these files.
 """
 
-import json
 import logging
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from asarm.evals.code.config import WANTED_K, CodeConfig
 from asarm.evals.code.data import Problem, official_file, problems_of_files
 from asarm.evals.code.examples import CodeExample
-from asarm.evals.code.metrics import facts, summarise
-from asarm.evals.code.report import code_page, code_table, plot_code
-from asarm.evals.code.sandbox.runner import describe_isolation
+from asarm.evals.code.metrics import static_measures, summarise
+from asarm.evals.code.report import code_page, code_summary, code_table, plot_code
+from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.systems import code_systems
-from asarm.evals.code.verdicts import judge, read_verdicts
+from asarm.evals.code.verdicts import read_verdicts, run_tests
 from asarm.evals.infilling.infill import InfillResult
-from asarm.evals.infilling.run import Unit, fill_gaps, settings_of
-from asarm.evals.resumable import claim
-from asarm.models.load import pick_device
-from asarm.utils.files import sha256_of_file, sha256_of_text, write_json, write_text
-from asarm.utils.jsonl import read_json_lines, write_json_lines
+from asarm.evals.infilling.run import InfillEvaluation
+from asarm.evals.resumable import Unit
+from asarm.utils.files import sha256_of_file, sha256_of_text
+from asarm.utils.jsonl import write_json_lines
 
 logger = logging.getLogger(__name__)
-UNIT_FIELDS = ("model", "split", "variant", "sample", "batch")
-NOT_JUDGED = "pass@k is not measured: the programs that were completed are run with --allow_code_execution only"
-
-
+NOT_RUN = "pass@k is not measured: the programs that were completed are run with --allow_code_execution only"
 Problems = dict[str, list[Problem]]  # by split
+
+
+class CodeEvaluation(InfillEvaluation):
+    """Groups are splits of the benchmark."""
+
+    group_field, trial_field = "split", "sample"
+
+    def __init__(self, config: CodeConfig):
+        self.code = config
+        self.files = problem_files(config)
+        self.problems = problems_of_files(self.files, config.splits)
+        super().__init__(config, code_systems(config, self.problems), config.samples_per_task)
+
+    def settings(self) -> dict[str, Any]:
+        irrelevant = ("allow_code_execution", "workers", "data_dir", "problems")
+        settings = {name: value for name, value in super().settings().items() if name not in irrelevant}
+        return settings | {"problems_sha256": [sha256_of_file(path) for path in self.files]}
+
+    def describe(self, todo: int, total: int) -> str:
+        counts = {split: min(len(some), self.config.max_items or len(some)) for split, some in self.problems.items()}
+        problems = ", ".join(f"{split}: {count} problems" for split, count in counts.items())
+        return f"{problems}; samples of each: {self.trials}; {super().describe(todo, total)}"
+
+    def line(self, unit: Unit, example: CodeExample, result: InfillResult) -> dict:
+        return {
+            "task_id": example.problem.task_id,
+            "cut": result.cut,
+            **static_measures(example.problem, result.text),
+            "completion": result.text,
+        }
+
+    def report(self) -> dict:
+        """Write completions, run their tests if that is allowed, and write metrics.json, table.md, code.png and
+        samples.html. Returns the metrics."""
+        lines = self.lines()
+        write_completions(self.output, lines)
+        programs = programs_of(lines, self.problems)
+        about_tests = NOT_RUN
+        if self.code.allow_code_execution:
+            runner = self.code.test_runner
+            run_tests(self.output / "verdicts.jsonl", programs, runner.timeout, runner.workers)
+            about_tests = describe_isolation()
+        verdicts = read_verdicts(self.output / "verdicts.jsonl")
+        for line, (_, program) in zip(lines, programs, strict=True):
+            if verdict := verdicts.get(sha256_of_text(program)):
+                line |= verdict._asdict()
+        metrics = summarise(lines, WANTED_K) | {"judging": about_tests}
+        page = code_page(lines, self.problems)
+        metrics = self.write_results(metrics, table_md=code_table(metrics), samples_html=page)
+        plot_code(self.output)
+        return metrics
+
+    def summary(self, metrics: dict) -> str:
+        return code_summary(metrics)
 
 
 def problem_files(config: CodeConfig) -> list[Path]:
@@ -42,42 +92,7 @@ def problem_files(config: CodeConfig) -> list[Path]:
     return [official_file(split, config.data_dir) for split in config.splits]
 
 
-def code_line(unit: Unit, gap: CodeExample, filled: InfillResult) -> dict:
-    """What stands in a line of `samples.jsonl` besides costs. cut: tokens of prompt and suffix that the model did not
-    see, for they were too many."""
-    return {
-        "split": unit.group,
-        "sample": unit.trial,
-        "task_id": gap.problem.task_id,
-        "cut": filled.cut,
-        **facts(gap.problem, filled.text),
-        "completion": filled.text,
-    }
-
-
-def evaluate(config: CodeConfig) -> dict:
-    """Complete what is left to complete, judge what is left to judge if that is allowed, and report. Returns the
-    metrics."""
-    output, device = Path(config.output_dir), pick_device(config.device)
-    files = problem_files(config)
-    problems = problems_of_files(files, config.splits)
-    systems = code_systems(config, problems, device)
-    settings = settings_of(config, systems, "allow_code_execution", "workers", "data_dir", "problems")
-    claim(output, settings | {"problems_sha256": [sha256_of_file(path) for path in files]})
-    for split, some in problems.items():
-        count = min(len(some), config.max_items or len(some))
-        logger.info("%s: %d problems; samples of each: %d", split, count, config.samples_per_task)
-    fill_gaps(output / "samples.jsonl", config, systems, config.samples_per_task, UNIT_FIELDS, code_line)
-    lines = read_json_lines(output / "samples.jsonl")
-    write_completions(output, lines)
-    about_judging = NOT_JUDGED
-    if config.allow_code_execution:
-        judge(output / "verdicts.jsonl", programs(lines, problems), config.timeout, config.workers)
-        about_judging = describe_isolation()
-    return report(output, lines, problems, about_judging)
-
-
-def programs(lines: list[dict], problems: Problems) -> list[tuple[str, str]]:
+def programs_of(lines: list[dict], problems: Problems) -> list[tuple[str, str]]:
     """(task id, program) of every line of a run."""
     found = [(problems[line["split"]][line["index"]], line["completion"]) for line in lines]
     return [(problem.task_id, problem.program(completion)) for problem, completion in found]
@@ -100,21 +115,6 @@ def file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-100:]
 
 
-def report(output: Path, lines: list[dict], problems: Problems, about_judging: str) -> dict:
-    """metrics.json, table.md, code.png and samples.html of a finished run, from the lines of its `samples.jsonl`, its
-    verdicts and the problems.
-
-    about_judging: a line on how programs were run, or why they were not.
-    """
-    about = json.loads((output / "config.json").read_text(encoding="utf-8"))
-    verdicts = read_verdicts(output / "verdicts.jsonl")
-    for line, (_, program) in zip(lines, programs(lines, problems), strict=True):
-        if verdict := verdicts.get(sha256_of_text(program)):
-            line |= verdict._asdict()
-    metrics = summarise(lines, WANTED_K) | {"judging": about_judging} | about
-    write_json(output / "metrics.json", metrics)
-    page = code_page(lines, problems)
-    for name, text in (("table.md", code_table(metrics)), ("samples.html", page)):
-        write_text(output / name, text)
-    plot_code(output)
-    return metrics
+def evaluate(config: CodeConfig) -> dict:
+    """Complete what is left to complete, run the tests if that is allowed, and report. Returns the metrics."""
+    return CodeEvaluation(config).complete()

@@ -1,4 +1,4 @@
-"""Judges of decoded text: how likely it is under a left-to-right law, and how varied its tokens are."""
+"""Generative perplexity: how likely decoded text is under a left-to-right model; and how varied its tokens are."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,18 +11,18 @@ from asarm.evals.hub import load_causal
 from asarm.objective.loss import log_prob
 from asarm.utils.errors import InputError
 
-CUT = 960  # tokens of the judge that are read, as in the paper
+MAX_TOKENS = 960  # of the scoring model that are read, as in the paper
 
 
-class Judgement(NamedTuple):
+class TextScore(NamedTuple):
     """nll: mean negative log-likelihood, nats a token; its exponential is the generative perplexity. entropy: bits."""
 
     nll: float
     entropy: float
 
 
-# A judge takes the B decoded texts and their tokens [B, N] int64, and judges each.
-Judge = Callable[[Sequence[str], torch.Tensor], list[Judgement]]
+# Takes B decoded texts and their tokens [B, N] int64, and scores each.
+Scorer = Callable[[Sequence[str], torch.Tensor], list[TextScore]]
 
 
 def token_entropy(tokens: Sequence[int]) -> float:
@@ -31,35 +31,35 @@ def token_entropy(tokens: Sequence[int]) -> float:
     return float(-(shares * np.log2(shares)).sum()) + 0.0  # no -0.0
 
 
-def self_judge(model) -> Judge:
+def self_scorer(model) -> Scorer:
     """The AS-ARM itself: its exact joint NLL with nothing given, which is in left-to-right order; its own tokens."""
 
-    def judge(texts: Sequence[str], tokens: torch.Tensor) -> list[Judgement]:
+    def score(texts: Sequence[str], tokens: torch.Tensor) -> list[TextScore]:
         scores = log_prob(model, tokens, given=torch.zeros_like(tokens, dtype=torch.bool))  # [B, N]
         pairs = zip(scores.tolist(), tokens.tolist(), strict=True)
-        return [Judgement(-sum(row) / len(row), token_entropy(ids)) for row, ids in pairs]
+        return [TextScore(-sum(row) / len(row), token_entropy(ids)) for row, ids in pairs]
 
-    return judge
+    return score
 
 
-def causal_judge(name: str, device: torch.device) -> Judge:
+def causal_scorer(name: str, device: torch.device) -> Scorer:
     """A causal language model of the Hub or a folder, in float32. It reads the text anew with its own tokenizer, and
     scores all of the first 960 tokens (fewer if it takes fewer) but the first, which it has no context for."""
     model, tokenizer = load_causal(name, "judge", device)
-    cut = min(CUT, getattr(model.config, "max_position_embeddings", None) or CUT)
+    limit = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS)
 
     @torch.inference_mode()
-    def judge_one(text: str) -> Judgement:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:cut]
+    def score_one(text: str) -> TextScore:
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:limit]
         if len(ids) < 2:
             raise InputError(f"the judge {name} needs at least 2 tokens, and finds {len(ids)} in {text!r}")
         tokens = torch.tensor([ids], device=device)  # [1, n]
         logits = model(tokens).logits[0, :-1].float()  # [n - 1, V]
-        return Judgement(F.cross_entropy(logits, tokens[0, 1:]).item(), token_entropy(ids))
+        return TextScore(F.cross_entropy(logits, tokens[0, 1:]).item(), token_entropy(ids))
 
-    return lambda texts, tokens: [judge_one(text) for text in texts]
+    return lambda texts, tokens: [score_one(text) for text in texts]
 
 
-def load_judge(name: str, model, device: torch.device) -> Judge:
-    """The judge called `self` (the AS-ARM that decoded), or a causal language model by its name."""
-    return self_judge(model) if name == "self" else causal_judge(name, device)
+def load_scorer(name: str, model, device: torch.device) -> Scorer:
+    """The scoring model: `self` is the AS-ARM that decoded, any other name a causal language model."""
+    return self_scorer(model) if name == "self" else causal_scorer(name, device)

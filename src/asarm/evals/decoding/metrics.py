@@ -10,7 +10,7 @@ MARGINS = {"gen_nll": math.log(1.05), "entropy": 0.05}
 
 def by_variant(samples: list[dict]) -> dict[str, dict[int, dict]]:
     """{variant: {text index: sample}}, in the order of first appearance."""
-    groups = {}
+    groups: dict[str, dict[int, dict]] = {}
     for sample in samples:
         groups.setdefault(sample["variant"], {})[sample["index"]] = sample
     return groups
@@ -47,23 +47,23 @@ def summarise_variant(samples: dict[int, dict]) -> dict:
 def compare(samples: dict[int, dict], baseline: dict[int, dict]) -> dict:
     """One variant against the baseline, on the texts (for seconds: the batches) that both decoded."""
 
-    def values(key: str):
+    def values(key: str) -> tuple[list[float], list[float]]:
         common = sorted(samples.keys() & baseline.keys())
         return [samples[index][key] for index in common], [baseline[index][key] for index in common]
 
-    times, base_times = batch_seconds(samples), batch_seconds(baseline)
-    batches = sorted(times.keys() & base_times.keys())
-    times, base_times = [times[batch] for batch in batches], [base_times[batch] for batch in batches]
+    mine, theirs = batch_seconds(samples), batch_seconds(baseline)
+    batches = sorted(mine.keys() & theirs.keys())
+    times, base_times = [mine[batch] for batch in batches], [theirs[batch] for batch in batches]
     return {
         "nfe": paired(*values("nfe")),
         "seconds": paired(times, base_times) | {"speedup": sum(base_times) / sum(times)},
-        **{key: equality(*values(key), margin) for key, margin in MARGINS.items()},
+        **{key: equality(*values(key), margin=margin) for key, margin in MARGINS.items()},
     }
 
 
 def k_sweep(samples: list[dict]) -> dict[str, list[dict]]:
     """NFE against k for each sampler that was run with several k, on the texts decoded with all of them."""
-    groups = {}
+    groups: dict[str, dict[int, dict[int, int]]] = {}
     for sample in samples:
         groups.setdefault(sample["sampler"], {}).setdefault(sample["k"], {})[sample["index"]] = sample["nfe"]
     result = {}

@@ -9,80 +9,115 @@ import numpy as np
 from asarm.evals.decoding.metrics import MARGINS
 from asarm.evals.plots import COLOURS
 from asarm.evals.stats import BASELINE
-from asarm.evals.tables import markdown_table, p_text, plus_minus, stated
+from asarm.evals.tables import FEWEST, aligned_table, markdown_table, p_text, plus_minus, stated, too_few
 from asarm.utils.jsonl import read_json_lines
 from asarm.utils.plotting import save_figure
 
 
 def table(metrics: dict) -> str:
-    """The metrics as Markdown. Mean ± standard error over texts; seconds over batches."""
-    # The runs of the sweep over k, which go by names of their own, have a table of their own.
-    variants = {name: one for name, one in metrics["variants"].items() if name == one["sampler"]}
-    comparisons = {name: one for name, one in metrics[f"against_{BASELINE}"].items() if name in variants}
-    parts = [
-        markdown_table(
-            ["variant", "texts", "NFE", "tokens per NFE", "seconds a text", "generative perplexity", "entropy, bits"],
-            [
-                [
-                    name,
-                    str(one["nfe"]["n"]),
-                    plus_minus(one["nfe"], 1),
-                    plus_minus(one["tokens_per_nfe"], 3),
-                    plus_minus(one["seconds"], 3),
-                    plus_minus(one["perplexity"], 1),
-                    plus_minus(one["entropy"], 3),
-                ]
-                for name, one in variants.items()
-            ],
-        )
-    ]
-    if comparisons:
-        margins = ", ".join(f"{name} ± {margin:.3f}" for name, margin in MARGINS.items())
-        parts += [
-            f"Against {BASELINE}, paired by text (time: by batch): t-test p, 95 % intervals, and whether the two are "
-            f"the same up to a margin (two one-sided tests at 0.05; margins: {margins}).\n",
-            markdown_table(
-                ["variant", "NFE", "times as fast", "log perplexity", "entropy"],
-                [
-                    [
-                        name,
-                        f"{one['nfe']['difference']:+.1f}, {p_text(one['nfe']['t_test_p'])}",
-                        f"{one['seconds']['speedup']:.2f}, {p_text(one['seconds']['t_test_p'])}",
-                        stated(one["gen_nll"], 3),
-                        stated(one["entropy"], 3),
-                    ]
-                    for name, one in comparisons.items()
-                ],
-            ),
-        ]
+    """All metrics as Markdown. Mean ± standard error over texts; seconds over batches."""
+    variants, comparisons = _main_variants(metrics), _main_comparisons(metrics)
     drafting = {name: one["acceptance"] for name, one in variants.items() if one["acceptance"]}
-    if drafting:
-        width = max(map(len, drafting.values()))
-        parts += [
-            "Share of judged drafts that were accepted, by index in the window.\n",
-            markdown_table(
-                ["variant", *map(str, range(1, width + 1))],
-                [
-                    [
-                        name,
-                        *("-" if share is None else f"{share:.3f}" for share in shares),
-                        *[""] * (width - len(shares)),
-                    ]
-                    for name, shares in drafting.items()
-                ],
-            ),
-        ]
-    sweep = metrics["k_sweep"]
-    if sweep:
-        curves = list(sweep.values())
-        parts += [
-            f"NFE a text by k, on {curves[0][0]['n']} of the texts.\n",
-            markdown_table(
-                ["variant", *(f"k = {point['k']}" for point in curves[0])],
-                [[name, *(plus_minus(point, 1) for point in points)] for name, points in sweep.items()],
-            ),
-        ]
+    parts = [_variant_table(variants)]
+    parts += _comparison_table(comparisons) if comparisons else []
+    parts += _acceptance_table(drafting) if drafting else []
+    parts += _sweep_table(metrics["k_sweep"]) if metrics["k_sweep"] else []
     return "\n".join(parts)
+
+
+def summary(metrics: dict) -> str:
+    """What is printed at the end: the costs of the variants, and a line on each comparison with sequential decoding."""
+    variants = _main_variants(metrics)
+    rows = [
+        [
+            name,
+            f"{one['nfe']['mean']:.1f}",
+            f"{one['tokens_per_nfe']['mean']:.2f}",
+            f"{one['seconds']['mean']:.3f}",
+            f"{one['perplexity']['mean']:.1f}",
+            f"{one['entropy']['mean']:.2f}",
+        ]
+        for name, one in variants.items()
+    ]
+    count = next(iter(variants.values()))["nfe"]["n"]
+    header = ["variant", "NFE", "tokens per NFE", "seconds a text", "generative perplexity", "entropy"]
+    parts = [f"{count} texts\n", aligned_table(header, rows)]
+    if count < FEWEST:
+        return "\n".join([*parts, too_few(count, "texts")])
+    return "\n".join([*parts, *(_comparison_line(name, one) for name, one in _main_comparisons(metrics).items())])
+
+
+def _main_variants(metrics: dict) -> dict[str, dict]:
+    """Without the runs of the sweep over k, which have names of their own and a table of their own."""
+    return {name: one for name, one in metrics["variants"].items() if name == one["sampler"]}
+
+
+def _main_comparisons(metrics: dict) -> dict[str, dict]:
+    main = _main_variants(metrics)
+    return {name: one for name, one in metrics[f"against_{BASELINE}"].items() if name in main}
+
+
+def _comparison_line(name: str, one: dict) -> str:
+    return (
+        f"{name} against {BASELINE}: {one['nfe']['difference']:+.1f} NFE and {one['seconds']['speedup']:.2f} times as "
+        f"fast; log perplexity {stated(one['gen_nll'], 3)}; entropy {stated(one['entropy'], 3)}"
+    )
+
+
+def _variant_table(variants: dict[str, dict]) -> str:
+    header = ["variant", "texts", "NFE", "tokens per NFE", "seconds a text", "generative perplexity", "entropy, bits"]
+    rows = [
+        [
+            name,
+            str(one["nfe"]["n"]),
+            plus_minus(one["nfe"], 1),
+            plus_minus(one["tokens_per_nfe"], 3),
+            plus_minus(one["seconds"], 3),
+            plus_minus(one["perplexity"], 1),
+            plus_minus(one["entropy"], 3),
+        ]
+        for name, one in variants.items()
+    ]
+    return markdown_table(header, rows)
+
+
+def _comparison_table(comparisons: dict[str, dict]) -> list[str]:
+    count = next(iter(comparisons.values()))["nfe"]["n"]
+    if count < FEWEST:
+        return [too_few(count, "texts") + "\n"]
+    margins = ", ".join(f"{name} ± {margin:.3f}" for name, margin in MARGINS.items())
+    about = (
+        f"Against {BASELINE}, paired by text (time: by batch): t-test p, 95 % intervals, and whether the two are "
+        f"the same up to a margin (two one-sided tests at 0.05; margins: {margins}).\n"
+    )
+    rows = [
+        [
+            name,
+            f"{one['nfe']['difference']:+.1f}, {p_text(one['nfe']['t_test_p'])}",
+            f"{one['seconds']['speedup']:.2f}, {p_text(one['seconds']['t_test_p'])}",
+            stated(one["gen_nll"], 3),
+            stated(one["entropy"], 3),
+        ]
+        for name, one in comparisons.items()
+    ]
+    return [about, markdown_table(["variant", "NFE", "times as fast", "log perplexity", "entropy"], rows)]
+
+
+def _acceptance_table(drafting: dict[str, list[float | None]]) -> list[str]:
+    width = max(map(len, drafting.values()))
+    rows = [
+        [name, *("-" if share is None else f"{share:.3f}" for share in shares), *[""] * (width - len(shares))]
+        for name, shares in drafting.items()
+    ]
+    table = markdown_table(["variant", *map(str, range(1, width + 1))], rows)
+    return ["Share of judged drafts that were accepted, by index in the window.\n", table]
+
+
+def _sweep_table(sweep: dict[str, list[dict]]) -> list[str]:
+    points = next(iter(sweep.values()))
+    rows = [[name, *(plus_minus(point, 1) for point in curve)] for name, curve in sweep.items()]
+    table = markdown_table(["variant", *(f"k = {point['k']}" for point in points)], rows)
+    return [f"NFE a text by k, on {points[0]['n']} of the texts.\n", table]
 
 
 def plot_decoding(folder: str | Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Gaps filled left to right by a causal language model."""
+"""Gaps filled from left to right by a causal language model."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,10 @@ from asarm.tokenization.gaps import text_after
 
 class CausalModel:
     """A left-to-right language model of the Hub or a folder, that goes on from the prefix alone, or from a prompt that
-    shows it the suffix, too (see `asarm.evals.fim`)."""
+    shows it the suffix, too (see `asarm.evals.infilling.fim`).
+
+    longest: tokens that it takes, None for no limit. begin: what its tokenizer puts before a text, if anything.
+    """
 
     def __init__(self, name: str, device: torch.device):
         """Raises InputError when it cannot be loaded."""
@@ -23,41 +26,50 @@ class CausalModel:
         self.longest = getattr(self.model.config, "max_position_embeddings", None)
         self.fim = find_fim(tokenizer)
         self.never = sorted({*tokenizer.all_special_ids, *(self.fim or ())})  # never drawn
-        # What its tokenizer puts before a text, if anything.
         self.begin = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
 
-    @torch.inference_mode()
     def fill(self, rows: Sequence[Row], temperature: float, seeds: Sequence[int]) -> list[InfillResult]:
-        """As many tokens as the row says behind each prefix. Its special tokens, such as the end of a text, are never
-        drawn.
-
-        Prefixes stand at the right of the batch, so that all rows go on at the same place; the noise of a token
-        depends on the row's seed and on how many tokens of the gap come before it.
-        """
-        gaps, lengths = zip(*rows, strict=True)
-        prompts = [[*self.begin, *gap.prefix_tokens] or [self.codec.eos_token_id or 0] for gap in gaps]
-        width = max(map(len, prompts))
-        tokens = torch.zeros(len(rows), width, dtype=torch.long)
-        seen = torch.zeros(len(rows), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            start = width - len(prompt)
-            tokens[row, start:] = torch.tensor(prompt, dtype=torch.long)
-            seen[row, start:] = 1
-        noise = CounterRNG(torch.tensor(list(seeds), dtype=torch.long, device=self.device))
-        tokens, seen, cache, drawn = tokens.to(self.device), seen.to(self.device), None, []
-        places = (seen.cumsum(1) - 1).clamp(min=0)
-        for index in range(max(lengths)):
-            output = self.model(tokens, attention_mask=seen, position_ids=places, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            law = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)  # [B, V]
-            law[:, self.never] = float("-inf")
-            here = torch.full((len(rows), 1), index, device=self.device)
-            tokens = (law + noise.gumbel(here, law.shape[-1], TOKEN)[:, 0]).argmax(-1, keepdim=True)  # [B, 1]
-            drawn.append(tokens)
-            seen = torch.cat((seen, torch.ones_like(tokens)), dim=1)
-            places = places[:, -1:] + 1
+        """After each prefix as many tokens as its gap takes. Special tokens, such as the end of a text, are never
+        drawn."""
+        prompts = [[*self.begin, *example.prefix_tokens] or [self.codec.eos_token_id or 0] for example, _ in rows]
+        drawn = self._draw(prompts, max(length for _, length in rows), temperature, seeds)
         filled = []
-        for gap, length, ids in zip(gaps, lengths, torch.cat(drawn, dim=1).tolist(), strict=True):
-            text = text_after(self.codec, gap.prefix_tokens, ids[:length])
+        for (example, length), ids in zip(rows, drawn.tolist(), strict=True):
+            text = text_after(self.codec, example.prefix_tokens, ids[:length])
             filled.append(InfillResult(text, ids[:length], length, length))
         return filled
+
+    @torch.inference_mode()
+    def _draw(self, prompts: list[list[int]], count: int, temperature: float, seeds: Sequence[int]) -> torch.Tensor:
+        """`count` tokens after each of B prompts: [B, count] int64.
+
+        Prompts are padded on the left, so that all rows go on at the same column; the random numbers of a token depend
+        on the row's seed and on how many drawn tokens come before it.
+        """
+        tokens, attention_mask = (part.to(self.device) for part in left_padded(prompts))  # [B, W]
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        rng, cache, drawn = CounterRNG(torch.tensor(list(seeds), dtype=torch.long, device=self.device)), None, []
+        for index in range(count):
+            output = self.model(
+                tokens, attention_mask=attention_mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            cache = output.past_key_values
+            log_probs = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)  # [B, V]
+            log_probs[:, self.never] = float("-inf")
+            counter = torch.full((len(tokens), 1), index, device=self.device)
+            gumbel = rng.gumbel(counter, log_probs.shape[-1], TOKEN)[:, 0]  # [B, V]
+            tokens = (log_probs + gumbel).argmax(-1, keepdim=True)  # [B, 1]
+            drawn.append(tokens)
+            attention_mask = torch.cat((attention_mask, torch.ones_like(tokens)), dim=1)
+            positions = positions[:, -1:] + 1
+        return torch.cat(drawn, dim=1)
+
+
+def left_padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids with padding (0) on the left, and the attention mask (0 at padding): [B, W] int64 each."""
+    width = max(map(len, prompts))
+    tokens, mask = torch.zeros(2, len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    return tokens, mask

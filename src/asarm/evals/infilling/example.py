@@ -1,4 +1,4 @@
-"""A text with a gap, as tokens, and what is left of it where a model takes fewer."""
+"""`InfillExample`: a text with a gap as tokens, and how its context is truncated for a model that takes fewer."""
 
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -9,10 +9,11 @@ from asarm.utils.errors import InputError
 
 @dataclass(kw_only=True)
 class InfillExample:
-    """A text with a gap. The tokens of the three parts, joined, decode to the whole text.
+    """A text with a gap. The tokens of prefix, reference and suffix, joined, decode to the whole text.
 
-    index: its number, of which seeds are made. name: for messages. visible: tokens of each piece of the visible text
-    that is of the gap's kind, such as sentences; what a law of the gap's length is learned from.
+    index: its number, from which seeds are made. name: for messages. visible: numbers of tokens of the pieces of the
+    visible text that are of the gap's kind, such as sentences; the distribution of the gap's length is learned from
+    them.
     """
 
     index: int
@@ -31,25 +32,25 @@ class InfillExample:
 SomeExample = TypeVar("SomeExample", bound=InfillExample)
 
 
-def without_mask_token(gap: SomeExample, codec: TextCodec, kind: str) -> SomeExample:
-    """The same, or InputError when the text holds the mask token. kind: what the text is."""
-    if codec.mask_token_id in gap.prefix_tokens + gap.reference_tokens + gap.suffix_tokens:
-        raise InputError(f"{kind} {gap.name} holds {codec.mask_token}, which stands for what is to be filled")
-    return gap
+def without_mask_token(example: SomeExample, codec: TextCodec, kind: str) -> SomeExample:
+    """The example itself. Raises InputError if its text holds the mask token. kind: what the text is."""
+    if codec.mask_token_id in example.prefix_tokens + example.reference_tokens + example.suffix_tokens:
+        raise InputError(f"{kind} {example.name} holds {codec.mask_token}, which stands for what is to be filled")
+    return example
 
 
-def truncate_context(gap: SomeExample, length: int, longest: int | None) -> SomeExample:
-    """The same with `length` tokens in its gap and at most `longest` in all (None: no limit), fewer than `longest` of
-    them in the gap.
+def truncate_context(example: SomeExample, length: int, longest: int | None) -> SomeExample:
+    """The example with as much context as fits beside a gap of `length` tokens into `longest` (None: no limit).
 
     The far ends of prefix and suffix are cut off. Each keeps half of the room, or more where the other needs less.
+    length: less than `longest`.
     """
-    if longest is None or gap.context_length + length <= longest:
-        return gap
+    if longest is None or example.context_length + length <= longest:
+        return example
     room = longest - length
-    before = min(len(gap.prefix_tokens), max(room - len(gap.suffix_tokens), (room + 1) // 2))
+    before = min(len(example.prefix_tokens), max(room - len(example.suffix_tokens), (room + 1) // 2))
     return replace(
-        gap,
-        prefix_tokens=gap.prefix_tokens[len(gap.prefix_tokens) - before :],
-        suffix_tokens=gap.suffix_tokens[: room - before],
+        example,
+        prefix_tokens=example.prefix_tokens[len(example.prefix_tokens) - before :],
+        suffix_tokens=example.suffix_tokens[: room - before],
     )

@@ -1,8 +1,8 @@
-"""How many tokens a gap has, when nobody says so.
+"""Lengths of gaps that are not given: a distribution learned from the visible text, and the choice among proposals.
 
-The length of a gap is read off what is visible: pieces of the text that are of the gap's kind, such as sentences. Their
+The length of a gap is estimated from pieces of the visible text that are of the gap's kind, such as sentences. Their
 lengths vary between texts and within them; both variances are learned from the visible pieces of all texts, which gives
-a normal law for the length of each gap. Proposals are quantiles of that law, equally likely beforehand.
+a normal distribution for the length of each gap. Proposals are quantiles of it, equally likely a priori.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class LengthDistribution:
         return cls(mean, max(0.0, float(of_means - within) / float(usual_size)), within)
 
     def gap(self, visible: Sequence[float], pieces: int) -> tuple[float, float]:
-        """Mean and standard deviation of the length of a gap of so many pieces beside the visible ones."""
+        """Mean and standard deviation of the length of a gap of `pieces` pieces beside the visible ones."""
         weight = 0.0  # of the text's own pieces
         if len(visible) and self.between:
             weight = self.between / (self.between + self.within / len(visible))
@@ -51,13 +51,13 @@ class LengthDistribution:
         return float(pieces * mean), float(variance**0.5)
 
     def quantiles(self, visible: Sequence[float], pieces: int, count: int) -> list[float]:
-        """Quantiles (i + 1/2) / count of the law of such a gap, ascending."""
+        """Quantiles (i + 1/2) / count of the distribution of such a gap, ascending."""
         mean, deviation = self.gap(visible, pieces)
-        law = NormalDist(mean, max(deviation, 1e-9))
-        return [law.inv_cdf((i + 0.5) / count) for i in range(count)]
+        distribution = NormalDist(mean, max(deviation, 1e-9))
+        return [distribution.inv_cdf((i + 0.5) / count) for i in range(count)]
 
     def proposals(self, visible: Sequence[float], pieces: int, count: int) -> list[int]:
-        """At most `count` different lengths, ascending, each at least 1: the quantiles of the gap's law."""
+        """At most `count` different lengths, ascending, each at least 1: quantiles of the gap's distribution."""
         return whole_lengths(self.quantiles(visible, pieces, count))
 
 

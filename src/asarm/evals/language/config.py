@@ -2,39 +2,44 @@
 
 from dataclasses import dataclass
 
-from asarm.evals.config import EvalConfig
+from asarm.evals.config import EvalConfig, Variant
 from asarm.evals.language.likelihood import COLD
-from asarm.sampling.config import SamplerConfig
-from asarm.sampling.registry import SAMPLERS
-from asarm.utils.config import option
+from asarm.sampling.registry import NAMED_SAMPLERS
+from asarm.utils.config import check_at_least, check_choices, option
 from asarm.utils.errors import InputError
 
 GREEDY = "greedy"
+LIKELIHOOD = "likelihood"
 TASKS = ("lambada", "hellaswag")
 
 
 @dataclass
 class LanguageEvalConfig(EvalConfig):
-    """What is asked, how and where to."""
+    """Settings of the language evaluation."""
 
-    tasks: list[str] = option(["lambada", "hellaswag"], "of lambada and hellaswag")
+    tasks: list[str] = option(list(TASKS), "of lambada and hellaswag")
     lambada: str = option("", "UTF-8 file, one passage a line; without it, cimec/lambada's test part from the Hub")
     hellaswag: str = option("", "official .jsonl file; without it, Rowan/hellaswag's validation part from the Hub")
     max_items: int = option(0, "passages and questions: the first so many of each task; 0 for all")
     samplers: list[str] = option(
         ["sequential", "assd-self", GREEDY],
-        f"how LAMBADA's words are sampled: {', '.join(SAMPLERS)}, {GREEDY} (at temperature 0)",
+        f"how LAMBADA's words are sampled: {', '.join(NAMED_SAMPLERS)}, {GREEDY} (at temperature 0)",
     )
     batch_size: int = option(16, "passages, or pairs of question and ending, in one evaluation of the network")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(max_items=0, batch_size=1)
-        self.check_choices("task", self.tasks, TASKS)
-        self.check_choices("sampler", self.samplers, (*SAMPLERS, GREEDY))
+        check_at_least(self, max_items=0, batch_size=1)
+        check_choices("task", self.tasks, TASKS)
+        check_choices("sampler", self.samplers, (*NAMED_SAMPLERS, GREEDY))
         if not self.tasks:
             raise InputError(f"no tasks given: choose from {', '.join(TASKS)}")
 
-    def variant_config(self, name: str) -> SamplerConfig:
-        """The settings of one of `samplers`."""
-        return self.sampler_config("sequential", temperature=COLD) if name == GREEDY else self.sampler_config(name)
+    def variants(self, task: str) -> list[Variant]:
+        """The exact likelihood, and for LAMBADA every sampler."""
+        found = [Variant(LIKELIHOOD, LIKELIHOOD, self.sampling)]
+        for name in dict.fromkeys(self.samplers if task == "lambada" else ()):
+            greedy = name == GREEDY
+            config = self.sampler_config("sequential", temperature=COLD) if greedy else self.sampler_config(name)
+            found.append(Variant(name, name, config))
+        return found

@@ -1,6 +1,6 @@
-"""Log-likelihoods of texts given what stands before them: what multiple choice and perplexities are made of.
+"""Log-likelihoods of continuations given their contexts, for multiple choice and perplexity.
 
-The context is the prompt, visible as a whole; the continuation is a gap behind it that happens to be known. Its exact
+The context is the prompt, visible as a whole; the continuation is a gap after it whose tokens are known. Its exact
 joint log-likelihood takes one function evaluation. The context itself is not counted.
 """
 
@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 
+from asarm.models.compiled import DecodingModel
 from asarm.objective.loss import log_prob_and_best
-from asarm.tokenization.batch import padded_parts
+from asarm.tokenization.batch import InfillBatch, Role
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 
@@ -35,7 +36,7 @@ class Score(NamedTuple):
 def encode_pair(codec: TextCodec, context: str, continuation: str, longest: int) -> Pair:
     """Tokens of a context and a continuation that are together at most `longest`: the context is cut on the left.
 
-    The continuation is what the tokens of both have behind as many as the context has by itself; white space at the
+    The continuation is what the tokens of both have after as many as the context has by itself; white space at the
     context's end belongs to it. These are the rules of lm-evaluation-harness.
 
     Raises InputError when one of them is empty or holds the mask token, or the continuation alone is too long.
@@ -63,25 +64,26 @@ def cut_left(context: list[int], continuation: list[int], longest: int) -> Pair:
     return Pair(context[-room:], continuation, max(0, len(context) - room))
 
 
-def score_pairs(model, pairs: list[Pair], batch_size: int) -> list[Score]:
+def score_pairs(model: DecodingModel, pairs: list[Pair], batch_size: int) -> list[Score]:
     """The score of each pair. Contexts must not be empty; batches are made of pairs of like length."""
     scores = dict(iterate_scores(model, pairs, batch_size))
     return [scores[index] for index in range(len(pairs))]
 
 
-def iterate_scores(model, pairs: list[Pair], batch_size: int) -> Iterator[tuple[int, Score]]:
+def iterate_scores(model: DecodingModel, pairs: list[Pair], batch_size: int) -> Iterator[tuple[int, Score]]:
     """The index of each pair and its score, longest contexts first (so that memory runs out at once or never)."""
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].context), len(pairs[i].continuation)), reverse=True)
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        tokens, given, target = padded([pairs[index] for index in indices], model.device)
-        log_probs, best = log_prob_and_best(model, tokens, given, target)
-        totals, greedy = log_probs.double().sum(1), (best | ~target).all(1)
+        batch = pair_batch([pairs[index] for index in indices], model.device)
+        log_probs, best = log_prob_and_best(model, *batch)
+        totals, greedy = log_probs.double().sum(1), (best | ~batch.target).all(1)
         for index, total, is_greedy in zip(indices, totals.tolist(), greedy.tolist(), strict=True):
             yield index, Score(total, is_greedy)
 
 
-def padded(pairs: list[Pair], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """tokens [B, N] int64, given [B, N] bool (the contexts) and target [B, N] bool (the continuations)."""
-    tokens, part = padded_parts([(pair.context, pair.continuation) for pair in pairs], device)
-    return tokens, part == 0, part == 1
+def pair_batch(pairs: list[Pair], device: torch.device) -> InfillBatch:
+    """The contexts are given, the continuations are targets."""
+    return InfillBatch.from_parts(
+        [(pair.context, pair.continuation) for pair in pairs], (Role.GIVEN, Role.TARGET), device
+    )

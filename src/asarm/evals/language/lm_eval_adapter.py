@@ -1,21 +1,24 @@
-"""Our models in lm-evaluation-harness (the package lm-eval), under the name `asarm`, for any of its tasks.
+"""Adapter for lm-evaluation-harness (the package lm-eval): our models under the name `asarm`, for any of its tasks.
 
 `python -m asarm harness OPTIONS` is its command line with our models in it. In Python, import this module; then
 `lm_eval.simple_evaluate(model="asarm", model_args="pretrained=tiny-text", tasks=[...])` knows them.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, cast
 
 import lm_eval.models  # noqa: F401  the harness' own models stay known
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from asarm.evals.language.likelihood import COLD, Pair, Score, cut_left, iterate_scores, padded
-from asarm.evals.resumable import sampling_seed
+from asarm.evals.language.likelihood import COLD, Pair, Score, cut_left, iterate_scores, pair_batch
+from asarm.evals.resumable import batches, sampling_seed
 from asarm.models.load import load_on_device, pick_device
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
@@ -31,7 +34,7 @@ LOGGED = "lm_eval"  # the harness' logger shows what it says
 
 @register_model("asarm")
 class AsArmLM(TemplateLM):
-    """An any-subset model of any backbone, read left to right: contexts are prompts, continuations gaps behind them.
+    """An any-subset model of any backbone, read left to right: contexts are prompts, continuations are gaps after them.
 
     pretrained, revision, dtype, white_space: as in `load_on_device`. max_length: tokens of context and continuation
     together, the model's positions by default; longer contexts are cut on the left. max_gen_toks: for
@@ -57,7 +60,7 @@ class AsArmLM(TemplateLM):
         super().__init__()
         if sampler == "parallel":
             raise InputError("the sampler parallel does not write from left to right: choose another")
-        self.sampler = {"sampler": sampler, "draft": draft, "k": int(k)}
+        self.sampler: dict[str, Any] = {"sampler": sampler, "draft": draft, "k": int(k)}
         SamplerConfig(**self.sampler)
         self._device = pick_device(device or "auto")
         self.model, self.codec = load_on_device(pretrained, revision, white_space, self._device, dtype)
@@ -78,7 +81,7 @@ class AsArmLM(TemplateLM):
         return self.name.replace("/", "__")
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         return self.codec.eos_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **keywords) -> list[int]:
@@ -102,10 +105,10 @@ class AsArmLM(TemplateLM):
         for index, score in self._scores(pairs, disable_tqdm):
             results[index] = score
             self.cache_hook.add_partial("loglikelihood", requests[index][0], tuple(score))
-        return results
+        return cast("list[Score]", results)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts, each behind an end-of-text token, in windows that score each token once."""
+        """Log-likelihood of whole texts, each after an end-of-text token, in windows that score each token once."""
         pairs, owner = [], []
         for number, request in enumerate(requests):
             # The harness' windows are of input tokens, and the last token of a text is no input: one more to fit in.
@@ -122,40 +125,32 @@ class AsArmLM(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
-    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Text behind each context, up to a stop string, end of text or max_gen_toks; greedy unless do_sample."""
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Text after each context, up to a stop string, end of text or max_gen_toks; greedy unless do_sample."""
         results = [""] * len(requests)
-        groups = {}
+        groups: dict[str, list[int]] = {}  # requests with the same settings
         for index, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(index)
         with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
             for group in groups.values():
-                arguments = requests[group[0]].args[1]
-                settings = normalize_gen_kwargs(arguments, self.max_gen_toks)
-                config, room = self._sampler_config(settings), self._room(settings["max_gen_toks"])
-                contexts = {
-                    index: (self.tok_encode(requests[index].args[0]) or [self.prefix_token_id])[
-                        room - self.max_length :
-                    ]
-                    for index in group
-                }
-                ordered = sorted(group, key=lambda index: -len(contexts[index]))
-                for start in range(0, len(ordered), self.batch_size):
-                    rows = ordered[start : start + self.batch_size]
-                    texts = generate(
-                        self.model,
-                        self.codec,
-                        [contexts[row] for row in rows],
-                        [sampling_seed(self.seed, row) for row in rows],
-                        config,
-                        settings["until"],
-                        room,
-                    )
-                    for row, text in zip(rows, texts, strict=True):
-                        results[row] = text
-                        self.cache_hook.add_partial("generate_until", requests[row].args, text)
-                    bar.update(len(rows))
+                for index, text in self._generate_group(requests, group):
+                    results[index] = text
+                    self.cache_hook.add_partial("generate_until", requests[index].args, text)
+                    bar.update()
         return results
+
+    def _generate_group(self, requests: list[Instance], group: list[int]) -> Iterator[tuple[int, str]]:
+        """The indices and texts of requests that have the same settings, in batches of contexts of like length."""
+        settings = normalize_gen_kwargs(requests[group[0]].args[1], self.max_gen_toks)
+        config, room = self._sampler_config(settings), self._room(settings["max_gen_toks"])
+        contexts = {}
+        for index in group:
+            context = self.tok_encode(requests[index].args[0]) or [self.prefix_token_id]
+            contexts[index] = context[room - self.max_length :]
+        for rows in batches(sorted(group, key=lambda index: -len(contexts[index])), self.batch_size):
+            some, seeds = [contexts[row] for row in rows], [sampling_seed(self.seed, row) for row in rows]
+            texts = generate(self.model, self.codec, some, seeds, config, settings["until"], room)
+            yield from zip(rows, texts, strict=True)
 
     def _sampler_config(self, settings: dict) -> SamplerConfig:
         if not settings["do_sample"]:
@@ -163,7 +158,7 @@ class AsArmLM(TemplateLM):
         for name, neutral in (("top_p", 1), ("top_k", 0), ("min_p", 0)):
             if settings.get(name) not in (None, neutral):
                 raise InputError(
-                    f"{name}={settings[name]} is asked for, and these samplers draw from the whole law: "
+                    f"{name}={settings[name]} is asked for, and these samplers draw from the whole distribution: "
                     f"give --gen_kwargs {name}={neutral}"
                 )
         return SamplerConfig(**self.sampler, temperature=settings.get("temperature") or COLD)
@@ -187,12 +182,12 @@ def generate(
     stops: list[str],
     max_tokens: int,
 ) -> list[str]:
-    """Text behind each context, up to the first stop string (without it), end of text or max_tokens.
+    """Text after each context, up to the first stop string (without it), end of text or max_tokens.
 
-    The text is a function of its seed: the beginning of what fills a gap of max_tokens behind the context. To stop
+    The text is a function of its seed: the beginning of what fills a gap of max_tokens after the context. To stop
     early, a short gap is filled first, and anew with twice the length while there is no stop in it. With the Gumbel
-    coupling, which is used whatever config says, the longer text begins with the shorter one: this does not change the
-    law.
+    coupling, which is used whatever config says, the longer text begins with the shorter one: this does not change
+    the distribution.
 
     contexts: token ids, none empty. config: of an exact sampler.
     """
@@ -201,9 +196,9 @@ def generate(
     size, left = min(FIRST_GAP, max_tokens), list(range(len(contexts)))
     while left:
         gaps = [Pair(contexts[row], [codec.mask_token_id] * size) for row in left]
-        tokens, given, target = padded(gaps, model.device)
-        result = sample(model, tokens, given, target, config, [seeds[row] for row in left])
-        for row, filled, is_gap in zip(left, result.tokens, target, strict=True):
+        batch = pair_batch(gaps, model.device)
+        result = sample(model, *batch, config, [seeds[row] for row in left])
+        for row, filled, is_gap in zip(left, result.tokens, batch.target, strict=True):
             text, stopped = until_stop(codec, contexts[row], filled[is_gap].tolist(), stops)
             if stopped or size == max_tokens:
                 texts[row] = text
@@ -213,8 +208,8 @@ def generate(
 
 
 def until_stop(codec: TextCodec, context: list[int], ids: list[int], stops: list[str]) -> tuple[str, bool]:
-    """The text of ids behind a context up to end of text or the first stop string, and whether there was one."""
-    ended = codec.eos_token_id in ids
-    text = text_after(codec, context, ids[: ids.index(codec.eos_token_id)] if ended else ids)
+    """The text of ids after a context, up to end of text or the first stop string, and whether there was one."""
+    end = next((index for index, token in enumerate(ids) if token == codec.eos_token_id), len(ids))
+    text, ended = text_after(codec, context, ids[:end]), end < len(ids)
     ends = [text.index(stop) for stop in stops if stop and stop in text]
     return text[: min(ends, default=len(text))], ended or bool(ends)

@@ -5,10 +5,10 @@ import math
 import numpy as np
 from scipy import stats
 
+from asarm.evals.language.config import LIKELIHOOD
 from asarm.evals.stats import bootstrap_interval
 from asarm.evals.tables import markdown_table, with_interval
 
-LIKELIHOOD = "likelihood"
 RESAMPLES = 9999
 
 
@@ -54,7 +54,7 @@ def summarise_variant(lines: list[dict]) -> dict:
 
 def summarise(lines: list[dict]) -> dict:
     """{task: {variant: metrics}}, in the order of first appearance."""
-    groups = {}
+    groups: dict[str, dict[str, list[dict]]] = {}
     for line in lines:
         groups.setdefault(line["task"], {}).setdefault(line["variant"], []).append(line)
     return {
@@ -71,6 +71,11 @@ def table(metrics: dict) -> str:
     if "hellaswag" in metrics:
         parts += hellaswag_parts(metrics["hellaswag"][LIKELIHOOD])
     return "\n".join(parts)
+
+
+def summary(metrics: dict) -> str:
+    """What is printed at the end: all of the table, which fits a screen."""
+    return table(metrics)
 
 
 def lambada_parts(variants: dict[str, dict]) -> list[str]:

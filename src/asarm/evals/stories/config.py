@@ -1,11 +1,11 @@
-"""What a run on stories does: its options."""
+"""Settings of the evaluation on stories."""
 
 from dataclasses import dataclass
 
 from asarm.evals.infilling.config import PREFIX_ONLY, InfillEvalConfig
 from asarm.evals.stories.data import TASKS
-from asarm.sampling.registry import SAMPLERS
-from asarm.utils.config import option
+from asarm.sampling.registry import NAMED_SAMPLERS
+from asarm.utils.config import check_at_least, check_choices, option
 from asarm.utils.errors import InputError
 
 BAG = "bag"
@@ -13,7 +13,7 @@ BAG = "bag"
 
 @dataclass
 class StoriesConfig(InfillEvalConfig):
-    """What is filled and how."""
+    """Settings of the evaluation on stories."""
 
     baselines = (BAG,)
 
@@ -21,14 +21,14 @@ class StoriesConfig(InfillEvalConfig):
     tasks: list[str] = option(list(TASKS), "1/5 masks the third of five sentences, 3/5 the second, third and fourth")
     samplers: list[str] = option(
         ["sequential", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, BAG],
-        f"variants, of {', '.join((*SAMPLERS, PREFIX_ONLY, BAG))}; prefix-only does not see what is behind "
+        f"variants, of {', '.join((*NAMED_SAMPLERS, PREFIX_ONLY, BAG))}; prefix-only does not see what comes after "
         "the gap, bag takes the sentences of another story",
     )
     trials: int = option(5, "how often each gap is filled, with different seeds")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least(trials=1)
-        self.check_choices("task", self.tasks, list(TASKS))
+        check_at_least(self, trials=1)
+        check_choices("task", self.tasks, TASKS)
         if not self.stories:
             raise InputError("no stories given: name their CSV file with --stories")

@@ -8,7 +8,7 @@ from asarm.evals.infilling.example import InfillExample, without_mask_token
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 
-# Sentences that are masked: the first, and the one behind the last, counted from 0.
+# Sentences that are masked: the first, and the one after the last, counted from 0.
 TASKS = {"1/5": (2, 3), "3/5": (1, 4)}
 SENTENCES = [f"InputSentence{number}" for number in range(1, 5)]
 ENDINGS = {"1": "RandomFifthSentenceQuiz1", "2": "RandomFifthSentenceQuiz2"}
@@ -21,7 +21,7 @@ SOURCE = (
 
 @dataclass
 class Story:
-    """index: place in the file, from 0. name: its InputStoryid. sentences: five, the last with the right ending."""
+    """index: number in the file, from 0. name: its InputStoryid. sentences: five, the last with the right ending."""
 
     index: int
     name: str
@@ -30,17 +30,17 @@ class Story:
 
 @dataclass(kw_only=True)
 class StoryExample(InfillExample):
-    """A story with a gap. prefix, gold, suffix: texts. visible: tokens of each sentence that is not masked."""
+    """A story with a gap. prefix, reference, suffix: texts. visible: tokens of each sentence that is not masked."""
 
     prefix: str
-    gold: str
+    reference: str
     suffix: str
 
 
 def read_stories(path: str | Path) -> list[Story]:
     """All stories of a CSV file with the columns of the Story Cloze Test, in its order.
 
-    Raises InputError when there is no such file, a column or a sentence is missing, or no right ending is told.
+    Raises InputError when there is no such file, a column or a sentence is missing, or the right ending is not known.
     """
     path = Path(path)
     if not path.exists():
@@ -72,17 +72,17 @@ def _story(path: Path, index: int, row: dict[str, str | None]) -> Story:
     return Story(index, row["InputStoryid"] or str(index), sentences)
 
 
-def cut(story: Story, task: str, codec: TextCodec) -> StoryExample:
-    """The story with the sentences of `task` (see TASKS) masked; InputError when it holds the mask token.
+def make_example(story: Story, task: str, codec: TextCodec) -> StoryExample:
+    """The story with the sentences of `task` (see TASKS) masked. Raises InputError when it holds the mask token.
 
     A sentence's leading space belongs to its first token, as these tokenizers have it.
     """
-    first, behind = TASKS[task]
-    parts = [story.sentences[:first], story.sentences[first:behind], story.sentences[behind:]]
-    prefix, gold, suffix = map(" ".join, parts)
-    prefix_tokens, reference_tokens, suffix_tokens = map(codec.encode, (prefix, " " + gold, " " + suffix))
+    first, after = TASKS[task]
+    parts = [story.sentences[:first], story.sentences[first:after], story.sentences[after:]]
+    prefix, reference, suffix = map(" ".join, parts)
+    prefix_tokens, reference_tokens, suffix_tokens = map(codec.encode, (prefix, " " + reference, " " + suffix))
     visible = [len(codec.encode(" " + sentence)) for sentence in parts[0] + parts[2]]
-    gap = StoryExample(
+    example = StoryExample(
         index=story.index,
         name=story.name,
         prefix_tokens=prefix_tokens,
@@ -90,15 +90,15 @@ def cut(story: Story, task: str, codec: TextCodec) -> StoryExample:
         suffix_tokens=suffix_tokens,
         visible=visible,
         prefix=prefix,
-        gold=gold,
+        reference=reference,
         suffix=suffix,
     )
-    return without_mask_token(gap, codec, "story")
+    return without_mask_token(example, codec, "story")
 
 
 def bag_text(stories: list[Story], story: Story | StoryExample, task: str, seed: int) -> str:
-    """The sentences that `task` masks, of a random other one of the stories: the baseline that reads nothing."""
-    first, behind = TASKS[task]
+    """The sentences that `task` masks, of a random other story: a baseline that reads nothing of this one."""
+    first, after = TASKS[task]
     pick = seed % (len(stories) - 1)
     other = stories[pick + (pick >= story.index)]
-    return " ".join(other.sentences[first:behind])
+    return " ".join(other.sentences[first:after])

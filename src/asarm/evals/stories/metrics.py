@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 
 from asarm.evals.stats import (
+    BASELINE,
     Group,
     bootstrap_interval,
     compare_costs,
@@ -32,7 +33,6 @@ def rouge(gold: str, text: str) -> dict[str, float]:
     return {name: 100 * score.fmeasure for name, score in _scorer().score(gold, text).items()}
 
 
-BASELINE = "sequential"
 MARGIN = 0.5  # points of ROUGE that count as no difference
 
 

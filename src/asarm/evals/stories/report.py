@@ -5,10 +5,18 @@ from collections import defaultdict
 from pathlib import Path
 
 from asarm.evals.html import html_page, shown, spread
-from asarm.evals.infilling.report import cost_cells, length_table
+from asarm.evals.infilling.report import (
+    by_group,
+    comparison_lines,
+    cost_cells,
+    faster_samplers,
+    length_table,
+    summary_table,
+)
 from asarm.evals.plots import plot_intervals
+from asarm.evals.stats import BASELINE
 from asarm.evals.stories.metrics import MARGIN, MEASURES
-from asarm.evals.tables import markdown_table, stated, with_interval
+from asarm.evals.tables import FEWEST, markdown_table, stated, too_few, with_interval
 
 WHAT_IS_MASKED = {"1/5": "the third of five sentences", "3/5": "the second, third and fourth of five sentences"}
 
@@ -16,19 +24,34 @@ WHAT_IS_MASKED = {"1/5": "the third of five sentences", "3/5": "the second, thir
 def story_table(metrics: dict) -> str:
     """The metrics as Markdown: scores and costs, length errors and comparisons of each task."""
     parts = []
-    for task in dict.fromkeys(one["task"] for one in metrics["variants"]):
-        variants = [one for one in metrics["variants"] if one["task"] == task]
-        compared = [one for one in metrics["comparisons"] if one["task"] == task]
-        parts += [_heading(task, variants[0]), _scores(variants), length_table(variants), _comparisons(compared)]
+    for task, variants, compared in by_group(metrics, "task"):
+        heading = f"{_heading(task, variants[0])}, mean and 95 % bootstrap interval over stories.\n"
+        parts += [heading, _scores(variants), length_table(variants), _comparisons(compared)]
     return "\n".join(part for part in parts if part)
+
+
+def story_summary(metrics: dict) -> str:
+    """What is printed at the end: the scores of each task, and a line on each comparison that matters."""
+    parts = []
+    for task, variants, compared in by_group(metrics, "task"):
+        few = variants[0]["stories"] < FEWEST
+        parts += [f"{_heading(task, variants[0])}.\n", summary_table(variants, MEASURES, few)]
+        if few:
+            parts.append(too_few(variants[0]["stories"], "stories"))
+        else:
+            searched = [one for one in compared if " search" in one["variant"] and one["against"] != BASELINE]
+            parts += comparison_lines(faster_samplers(compared) + searched, {"ROUGE-L": _rouge_l})
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _rouge_l(compared: dict) -> str:
+    return stated(compared["rougeL"], 2)
 
 
 def _heading(task: str, variant: dict) -> str:
     trials = f"{variant['trials']} trial{'s' * (variant['trials'] > 1)}"
-    return (
-        f"**{task}**: {WHAT_IS_MASKED[task]} masked; {variant['stories']} stories, {trials}. ROUGE F1 x 100, mean and "
-        "95 % bootstrap interval over stories.\n"
-    )
+    return f"**{task}**: {WHAT_IS_MASKED[task]} masked; {variant['stories']} stories, {trials}. ROUGE F1 x 100"
 
 
 def _scores(variants: list[dict]) -> str:
@@ -48,6 +71,8 @@ def _scores(variants: list[dict]) -> str:
 def _comparisons(compared: list[dict]) -> str:
     if not compared:
         return ""
+    if compared[0]["nfe"]["n"] < FEWEST:
+        return too_few(compared[0]["nfe"]["n"], "stories") + "\n"
     rows = [
         [
             one["model"],
@@ -72,7 +97,7 @@ def story_page(lines: list[dict]) -> str:
     indices = sorted({line["index"] for line in lines})
     some = spread(indices)
     order = list(dict.fromkeys((line["model"], line["variant"]) for line in lines))
-    groups = defaultdict(lambda: defaultdict(list))
+    groups: dict[int, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for line in sorted(lines, key=lambda line: order.index((line["model"], line["variant"]))):
         groups[line["index"]][line["task"]].append(line)
     body = "".join(

@@ -1,0 +1,81 @@
+"""Errors of the Hugging Face libraries, and of the network below them, as one-line `InputError`s."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
+
+from asarm.utils.errors import InputError, first_line
+
+
+@contextmanager
+def as_input_error(message: Callable[[str], str], *kinds: type[Exception]) -> Iterator[None]:
+    """Raise `InputError(message(reason))` in the place of exceptions of these kinds; an InputError passes unchanged.
+
+    reason: what the exception says, in one line.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        whole = isinstance(error, StrictDataclassError)  # its first line names the check, the next what is wrong
+        raise InputError(message(" ".join(str(error).split()) if whole else first_line(error))) from error
+
+
+@contextmanager
+def download_errors(name: str | Path, revision: str) -> Iterator[None]:
+    """Around the download of a model's repository: raise InputError when it cannot be had."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise InputError(f"no model folder {name}, and no repository of the Hub can have this name") from error
+    except GatedRepoError as error:
+        raise InputError(f"{name} is gated: ask for access on its page, then `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"no model folder {name}, and no such repository on the Hub (if it is private: `hf auth login`)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{name} has no branch, tag or commit {revision!r} on the Hub") from error
+    except LocalEntryNotFoundError as error:
+        why = "HF_HUB_OFFLINE is set" if is_offline_mode() else first_line(error.__cause__ or error)
+        raise InputError(
+            f"no model folder {name}; {name} at {revision} is not (wholly) in the cache {constants.HF_HUB_CACHE}, and "
+            f"{constants.ENDPOINT} cannot be reached: {why}"
+        ) from error
+    except (httpx.HTTPError, OSError) as error:
+        raise InputError(f"the download of {name} at {revision} failed, try again: {first_line(error)}") from error
+
+
+@contextmanager
+def dataset_errors(name: str) -> Iterator[None]:
+    """Around the opening of a dataset, from a folder or the Hub: raise InputError when it cannot be had."""
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError  # slow to import
+
+    try:
+        yield
+    except InputError:
+        raise
+    except DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise InputError(
+                f"the dataset {name} is gated: ask for access on its page, then log in with `hf auth login`"
+            ) from error
+        raise InputError(
+            f"no dataset {name}, neither a folder nor on the Hub (if it is private: `hf auth login`)"
+        ) from error
+    except OSError as error:
+        raise InputError(f"the dataset {name} cannot be reached: {first_line(error)}") from error
+    except (ValueError, DatasetsError) as error:
+        raise InputError(f"the dataset {name} cannot be opened: {first_line(error)}") from error

@@ -1,0 +1,54 @@
+"""Adaptive windows: the choice of k by hand, and the probe that measures latencies."""
+
+import numpy as np
+import pytest
+import torch
+
+from asarm.sampling.adaptive_window import UPDATE_INTERVAL, AdaptiveWindow, LatencyProbe, measure_latency
+from asarm.sampling.config import SamplerConfig
+from support.models import tiny_gpt2
+
+
+def updated(window: AdaptiveWindow, size: int, accepted: int, steps: int) -> int:
+    """k after so many iterations with the same outcome."""
+    for _ in range(steps):
+        window.update(torch.tensor([size]), torch.tensor([accepted]))
+    return window.k
+
+
+def test_the_first_k_has_the_most_expected_tokens_a_second():
+    """Tokens a step at the prior acceptance of 0.7: 1, 1.7, 2.19, 2.533."""
+    assert AdaptiveWindow(np.array([1.0, 1.0, 1.0, 1.0])).k == 3  # drafts cost nothing
+    assert AdaptiveWindow(np.array([1.0, 1.1, 2.0, 3.0])).k == 1
+    assert AdaptiveWindow(np.array([1.0, 2.0, 3.0, 4.0])).k == 0  # a draft costs as much as a step
+
+
+def test_k_follows_the_acceptance():
+    latency = np.array([1.0, 1.2, 1.4, 1.6])
+    assert updated(AdaptiveWindow(latency), 3, 3, 10 * UPDATE_INTERVAL) == 3
+    assert updated(AdaptiveWindow(latency), 3, 0, 10 * UPDATE_INTERVAL) == 0
+    assert updated(AdaptiveWindow(latency), 3, 1, 10 * UPDATE_INTERVAL) == 1
+
+
+def test_drafts_after_the_first_rejection_are_not_counted():
+    window = AdaptiveWindow(np.ones(5))
+    window.update(torch.tensor([4, 2, 0]), torch.tensor([1, 2, 0]))
+    assert window.verified.tolist() == [2, 2, 0, 0]
+    assert window.accepted.tolist() == [2, 1, 0, 0]
+
+
+def test_the_probe_goes_through_all_sizes():
+    probe, none = LatencyProbe([0, 2, 5]), torch.zeros(1)
+    found = [probe.k]
+    while len(found) < 12:
+        probe.update(none, none)
+        found.append(probe.k)
+    assert found == [0] * 4 + [2] * 4 + [5] * 4
+
+
+@pytest.mark.parametrize("draft_head", [0, 8])
+def test_latencies_of_all_window_lengths(draft_head):
+    model = tiny_gpt2(12, n_positions=512, draft_head=draft_head)
+    latency = measure_latency(model, 2, 30, SamplerConfig(sampler="fused", k=5, adaptive=True))
+    assert latency.shape == (6,)
+    assert (latency > 0).all()
