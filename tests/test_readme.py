@@ -9,6 +9,7 @@ import pytest
 from asarm.__main__ import main
 
 ROOT = Path(__file__).parent.parent
+SANDBOX = [ROOT / "src/asarm/evals/code/sandbox"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -45,16 +46,20 @@ def test_wrappers_exist(command):
     assert (ROOT / command.split()[1]).is_file()
 
 
-def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
-def test_folders_in_the_layout_exist():
-    (layout,) = re.findall(r"## Layout\n\n```\n(.*?)```", README, re.DOTALL)
-    here = ROOT
-    for line in layout.splitlines():
-        names = re.match(r" *((?:[\w./]+ )*[\w./]+)(?:  |$)", line)[1].split()
-        here = ROOT / names[0] if not line.startswith(" ") else here
-        for name in names:
-            assert (here / name if line.startswith(" ") else ROOT / name).exists(), line
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), target
+
+
+def test_files_that_the_architecture_names_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = [name for name in re.findall(r"`([\w./]+)`", text) if name.endswith((".py", "/"))]
+    assert len(named) > 30
+    folders = [ROOT, ROOT / "src" / "asarm", ROOT / "src" / "asarm" / "sampling"]
+    results = ("checkpoint-NNNNNN/", "model/")  # of a run
+    for name in named:
+        assert name in results or any((folder / name).exists() for folder in [*folders, *SANDBOX]), name
