@@ -10,7 +10,7 @@
 #     bash _run_code_infill_eval.sh judge FILE.jsonl --split single-line --allow_code_execution
 #
 # tiny: bundled model and a few problems of our own, CPU, offline. paper (the default): the released code model from the
-# Hub and the single-line problems of HumanEval-Infilling, which are to be put into eval_datasets. Programs are run in a
+# Hub and the single-line problems of HumanEval-Infilling, which you put into eval_datasets. Programs are run in a
 # sandbox, and only with --allow_code_execution; without it there is no pass@k. `... tiny --help` lists the options.
 # Results go to results/code-PRESET in this repository; a run that was interrupted goes on. On Slurm give partition,
 # account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper

@@ -10,7 +10,7 @@
 #     bash _run_nlp_infill_eval.sh language [options]    # last words (LAMBADA) and endings (HellaSwag)
 #
 # tiny: bundled model and a few stories of our own, CPU, offline. paper (the default): released weights, stock XLNet and
-# GPT-2 from the Hub, and the Story Cloze stories, which are to be put into eval_datasets. `... tiny --help` lists the
+# GPT-2 from the Hub, and the Story Cloze stories, which you put into eval_datasets. `... tiny --help` lists the
 # options. Results go to results/stories-PRESET in this repository; a run that was interrupted goes on. On Slurm give
 # partition, account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper
 # Faster than paper, and as exact: paper --samplers sequential fused.

@@ -6,7 +6,7 @@
 every token of the sequence in every evaluation: for XLNet it is the paper's samplers on `transformers`' own model with
 the same weights (tests/support/reference.py), for our GPT-2 the same samplers without a key/value cache. It is timed
 over a few evaluations (they all cost the same), and its seconds a text are that time multiplied by the evaluations that
-the text takes. Texts are random tokens, 95 % masked, batch 1 unless said otherwise; everything is run in turn in one
+the sequence takes. Sequences are random tokens, 95 % masked, batch 1 unless said otherwise; everything is run in turn in one
 process.
 """
 
@@ -41,7 +41,7 @@ SAMPLERS = {
 
 
 class TokenCache:
-    """Stands in for the key/value cache, and holds tokens only: [B, N] in rank order."""
+    """A replacement for the key/value cache that holds tokens only: [B, N] in rank order."""
 
     def __init__(self, batch: int, length: int, device: torch.device):
         self.tokens = torch.zeros(batch, length + 1, dtype=torch.long, device=device)

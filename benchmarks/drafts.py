@@ -90,7 +90,7 @@ def acceptances(model: AnyOrderModel, task: Task, window: int) -> dict[str, torc
     """Mean acceptance by depth [window] of each kind of draft on the sequences of a task."""
     found: dict[str, list[torch.Tensor]] = {}
     draft_depth = []
-    for tokens, given, target in task.texts:
+    for tokens, given, target in task.sequences:
         drafts = drafts_of(model, tokens, rank_order(given, target), window)
         drafts = Drafts(*(part[drafts.has_left] for part in drafts))
         p, distributions = drafts.joint, {"blind": drafts.blind}
@@ -190,9 +190,9 @@ def main() -> None:
     show("texts", "order", "nats a token", *depths, "tokens a call")
     show("---", "---", "---:", *["---:"] * len(depths), "---:")
     for task in tasks:
-        texts = [(tokens, given) for tokens, given, target in task.texts if int(target.sum()) > arguments.window]
+        sequences = [(tokens, given) for tokens, given, target in task.sequences if int(target.sum()) > arguments.window]
         for name, arrange in ORDERS.items():
-            results = [under_order(model, tokens, given, arrange, arguments.window) for tokens, given in texts]
+            results = [under_order(model, tokens, given, arrange, arguments.window) for tokens, given in sequences]
             nll = torch.tensor([nll for nll, _ in results])
             means = torch.tensor([values for _, values in results]).mean(0)
             committed = 1 + float(means.cumprod(0).sum())

@@ -1,10 +1,10 @@
-"""What each part of `fused` brings, on texts and gaps of the evaluations: one table in one run, and its plots.
+"""What each part of `fused` brings, on sequences and gaps of the evaluations: one table in one run, and its plots.
 
     python benchmarks/fused.py [--text_models tiny-text] [--code_models tiny-code] [--texts 8] [--gaps 60]
 
-Every text is decoded alone by every variant in turn, so that a machine that slows down slows all. The table is printed
+Every sequence is decoded alone by every variant in turn, so that a machine that slows down slows all. The table is printed
 as Markdown; the plots go to --plots (the folder docs), all numbers to --output. WikiText, stories and problems are read
-from the files named; without a name the small ones of eval_datasets take their place.
+from the files named; without a name the small ones of eval_datasets are used.
 """
 
 import argparse
@@ -60,15 +60,15 @@ TIMED = {"sequential": VARIANTS["sequential"], "assd self, k=5": ASSD, "fused, a
 
 @dataclass
 class Task:
-    """Texts to decode. name: what and how much is masked."""
+    """Sequences to decode. name: what and how much is masked."""
 
     name: str
-    texts: list[InfillBatch]  # of one sequence each
+    sequences: list[InfillBatch]  # of one sequence each
 
 
 @dataclass
 class Outcome:
-    """What a variant did to the texts of a task, text by text. nll: nats a token under the model's exact joint."""
+    """What a variant did to the sequences of a task, one by one. nll: nats a token under the model's exact joint."""
 
     targets: torch.Tensor
     nfe: torch.Tensor
@@ -83,7 +83,7 @@ class Outcome:
 
     @property
     def error(self) -> float:
-        """Standard error of tokens per NFE, a ratio of two means over texts."""
+        """Standard error of tokens per NFE, a ratio of two means over sequences."""
         rest = self.targets - self.tokens_per_nfe * self.nfe
         return float(rest.std() / self.nfe.mean() / len(rest) ** 0.5)
 
@@ -96,8 +96,8 @@ class Outcome:
         }  # fmt: skip
 
 
-def packed_text(name: str, codec, path: Path, length: int, count: int, rate: float) -> Task:
-    """Packed texts with a share of their tokens masked at random."""
+def packed_task(name: str, codec, path: Path, length: int, count: int, rate: float) -> Task:
+    """Packed sequences with a share of their tokens masked at random."""
     blocks = torch.from_numpy(pack([codec.encode(read_text(path))], codec.eos_token_id, length)).long()
     generator = torch.Generator().manual_seed(0)
     tokens = blocks[torch.randperm(len(blocks), generator=generator)[:count]]
@@ -106,8 +106,8 @@ def packed_text(name: str, codec, path: Path, length: int, count: int, rate: flo
     return Task(f"{name}, {100 * rate:.0f} % masked", [InfillBatch(row, ~masked, masked) for row, masked in rows])
 
 
-def gap_text(gap: InfillExample, longest: int) -> InfillBatch:
-    """A text with its gap."""
+def gap_batch(gap: InfillExample, longest: int) -> InfillBatch:
+    """An example as a batch of one sequence with a gap."""
     gap = truncate_context(gap, len(gap.reference_tokens), longest)
     return infill_batch([gap], [gap.reference_tokens], torch.device("cpu"))
 
@@ -116,14 +116,14 @@ def gap_task(name: str, gaps: list[InfillExample], count: int, longest: int) -> 
     """Some of the gaps, evenly spread."""
     step = max(1, len(gaps) // count)
     return Task(
-        name, [gap_text(gap, longest) for gap in gaps[::step][:count] if 0 < len(gap.reference_tokens) < longest]
+        name, [gap_batch(gap, longest) for gap in gaps[::step][:count] if 0 < len(gap.reference_tokens) < longest]
     )
 
 
 def text_tasks(codec, longest: int, arguments) -> list[Task]:
     stories = story_data.read_stories(arguments.stories)
     return [
-        *(packed_text("prose", codec, arguments.text, arguments.length, arguments.texts, rate) for rate in (0.95, 0.5)),
+        *(packed_task("prose", codec, arguments.text, arguments.length, arguments.texts, rate) for rate in (0.95, 0.5)),
         *(
             gap_task(
                 f"stories {task}", [story_data.make_example(s, task, codec) for s in stories], arguments.gaps, longest
@@ -140,21 +140,21 @@ def code_tasks(codec, longest: int, arguments) -> list[Task]:
 
 
 def one_gap(codec, path: Path, length: int, size: int, count: int) -> Task:
-    """Packed texts, each with one gap of `size` tokens in its middle."""
-    task = packed_text("", codec, path, length, count, 0.5)
+    """Packed sequences, each with one gap of `size` tokens in its middle."""
+    task = packed_task("", codec, path, length, count, 0.5)
     offset = torch.arange(length)[None] - (length - size) // 2
     target = (offset >= 0) & (offset < size)
-    return Task(f"gap of {size}", [InfillBatch(tokens, ~target, target) for tokens, _, _ in task.texts])
+    return Task(f"gap of {size}", [InfillBatch(tokens, ~target, target) for tokens, _, _ in task.sequences])
 
 
 def decode(model, task: Task, variants: dict[str, SamplerConfig]) -> dict[str, Outcome]:
-    """Every text by every variant, which take turns; each is warmed up on the end of the first text."""
-    tokens, given, target = task.texts[0]
+    """Every sequence by every variant, which take turns; each is warmed up on the end of the first sequence."""
+    tokens, given, target = task.sequences[0]
     last = target & (target.flip(1).cumsum(1).flip(1) <= 12)
     for config in variants.values():
         sample(model, tokens, ~last & (given | target), last, config, [0])
     rows = {name: [] for name in variants}
-    for index, (tokens, given, target) in enumerate(task.texts):
+    for index, (tokens, given, target) in enumerate(task.sequences):
         names = list(variants)
         for name in names[index % len(names) :] + names[: index % len(names)]:
             result = sample(model, tokens, given, target, variants[name], [index])
@@ -181,14 +181,14 @@ def parallel_at(nfe: float) -> dict[str, SamplerConfig]:
 
 @torch.inference_mode()
 def causal_seconds(model, task: Task, rounds: int = 3) -> float:
-    """Seconds a text of a left-to-right GPT-2 of the model's shape (random weights) with its cache: the prefix is read,
-    then as many tokens as the text has targets are sampled."""
+    """Seconds a sequence of a left-to-right GPT-2 of the model's shape (random weights) with its cache: the prefix is read,
+    then as many tokens as the sequence has targets are sampled."""
     config = model.config
     shape = {"n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head}
     causal = GPT2LMHeadModel(GPT2Config(vocab_size=config.vocab_size, n_positions=1024, **shape)).eval()
     options = {"do_sample": True, "top_k": 0, "pad_token_id": 0, "eos_token_id": None}
     seconds = []
-    for tokens, _, target in task.texts[:rounds]:
+    for tokens, _, target in task.sequences[:rounds]:
         prompt = tokens[:, : max(1, int(target[0].long().argmax()))]
         causal.generate(prompt, max_new_tokens=2, **options)
         start = time.perf_counter()
@@ -301,7 +301,7 @@ def plot_quality(model, tasks: list[Task], path: Path) -> list[dict]:
     )
     rows = []
     for task, axes in zip(tasks, panels, strict=True):
-        steps = [2**power for power in range(9) if 2**power <= float(task.texts[0][2].sum())]
+        steps = [2**power for power in range(9) if 2**power <= float(task.sequences[0][2].sum())]
         parallel = {str(count): SamplerConfig(sampler="parallel", steps=count) for count in steps}
         exact = {name: VARIANTS[name] for name in ("sequential", "assd self, k=5", "+ draft head")}
         outcomes = decode(model, task, parallel | exact)
@@ -328,8 +328,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=DATASETS / "sample_text.txt", help="a text file, such as WikiText")
     parser.add_argument("--stories", type=Path, default=DATASETS / "stories.csv")
     parser.add_argument("--code", type=Path, default=DATASETS / "code_single_line.jsonl")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a packed text")
-    parser.add_argument("--texts", type=int, default=8, help="packed texts of each kind")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a packed sequence")
+    parser.add_argument("--texts", type=int, default=8, help="packed sequences of each kind")
     parser.add_argument("--gaps", type=int, default=60, help="stories and problems of each kind")
     parser.add_argument("--k", nargs="+", type=int, default=[1, 2, 3, 4, 6, 8], help="k of the first plot")
     parser.add_argument("--parts", nargs="+", default=["table", "k", "gaps", "quality"])

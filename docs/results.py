@@ -1,8 +1,8 @@
-"""Run the commands of docs/results.md and write it anew: every table under the command that prints it, from one commit.
+"""Run the commands of docs/results.md and write it: every table under the command that prints it, from one commit.
 
     python docs/results.py [--wikitext FILE] [--story_cloze FILE] [--only NAME ...]
 
-Half an hour on two quiet cores. Evaluation sets that are not part of the repository are given by options; without them
+Half an hour on two idle cores. Evaluation sets that are not part of the repository are given by options; without them
 their sections keep what they had. Run it from a clean checkout: the page says which commit printed the tables.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE = REPO / "docs" / "results.md"
-OUTPUT = "OUTPUT"  # stands for a temporary folder
+OUTPUT = "OUTPUT"  # replaced by a temporary folder
 DECODE, STORIES, CODE = "_run_speculative_decoding.sh", "_run_nlp_infill_eval.sh", "_run_code_infill_eval.sh"
 
 

@@ -3,8 +3,8 @@
 # has the packages: that of the active environment, if it has them, or that of $repo/.venv, made on first use.
 #
 # $repo/.venv is ready when its asarm-requirements.txt, a copy made after installing, equals requirements.txt.
-# asarm-installing stands in it while packages are being installed; found without an installation under way, it tells
-# of one that was interrupted, and .venv is made anew.
+# asarm-installing is in it while packages are being installed; found without an installation under way, it shows
+# that one was interrupted, and .venv is made again.
 
 venv="${repo:?is set by the script that sources this}/.venv"
 export PYTHONPATH="$repo/src${PYTHONPATH:+:$PYTHONPATH}"

@@ -106,7 +106,7 @@ def test_trace_has_a_line_for_each_step_and_ends_in_the_text(infill, options):
 
 
 def test_frames_show_verdicts(codec):
-    """Two drafts accepted, the third replaced, a fourth not judged; then the last position is drawn without a draft."""
+    """Two drafts accepted, the third replaced, a fourth not verified; then the last position is drawn without a draft."""
     before, a, b, c, d, after, wrong, unjudged = codec.tokenizer.convert_tokens_to_ids(list("<abcd>xy"))
     steps = [TraceStep([1, 2, 3, 4], [a, b, wrong, unjudged], 2, [(3, c)]), TraceStep([], [], 0, [(4, d)])]
     target = [False, True, True, True, True, False]

@@ -143,7 +143,7 @@ def test_bad_files_in_a_folder_are_skipped(tmp_path, codec, caplog):
     (folder / "c.py").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         train, _ = local(tmp_path, codec, folder, extensions=[".py"])
-    assert "2 of 3 files are passed over" in caplog.text
+    assert "2 of 3 files are skipped" in caplog.text
     assert len(train) > 1000
 
 

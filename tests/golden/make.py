@@ -59,7 +59,7 @@ it. The king took a lamp and went to the harbour with his two sons. They looked 
 "Who has sent us this?" he asked, and the owl in the tree said that it was the summer. So they carried the flowers home
 and put them into every window of the house. When the winter came they were still there, and the town was glad of them.
 """
-GAPPED = [
+TEXTS_WITH_GAPS = [
     "Once upon a time ___6 lived in a castle by the ___3, and every morning he went to the market.",
     "___7 said the old king, ___.",
     "The owl ___16 in the tree.",
@@ -260,13 +260,13 @@ def kept(value):
 
 
 def as_name(text: str) -> str:
-    """The name of a file whose whole path is given, for that depends on where the package lies; all other text as it
+    """The name of a file whose whole path is given, as that depends on where the package is; all other text as it
     is."""
     return Path(text).name if re.fullmatch(r"/[\w./-]+", text) else text
 
 
 def without_numbers(text: str) -> str:
-    """A text for people, without decimals (which stand in other files), and without columns of times in its tables."""
+    """A text for people, without decimals (which are in other files), and without columns of times in its tables."""
     lines, hidden = [], set()
     for line in text.splitlines():
         cells = line.split(" | ")
@@ -317,8 +317,8 @@ def results(folder: Path) -> dict:
         elif path.suffix == ".md":
             text = path.read_text(encoding="utf-8")
             # On code it begins with what the sandbox keeps from programs on this machine.
-            judging = text.startswith("generated code runs")
-            found[name] = without_numbers(text.partition("\n")[2] if judging else text).splitlines()
+            runs_code = text.startswith("generated code runs")
+            found[name] = without_numbers(text.partition("\n")[2] if runs_code else text).splitlines()
     return found
 
 
@@ -357,7 +357,7 @@ def batch_of(codec, texts: list[str]) -> list[torch.Tensor]:
 
 
 def sampled(model, batch: list[torch.Tensor], settings: dict, trace: bool = False) -> dict:
-    """What one sampler makes of a batch, at its targets; all other places must stay as they were."""
+    """What one sampler makes of a batch, at its targets; all other positions must stay as they were."""
     tokens, given, target = batch
     result = asarm.sample(model, tokens, given, target, asarm.SamplerConfig(**settings), SEEDS, trace=trace)
     found = {
@@ -391,7 +391,7 @@ def codec_record(codec) -> dict:
     """Text to tokens and back, with and without gaps."""
     texts = [TALE[:60], "def f(a):\n\tif a:\n\t    return  a   + 1\n", " caf\u00e9 \u201cquoted\u201d  ", "a\n\nb"]
     encoded = [codec.encode(text) for text in texts]
-    gaps = [batch_of(codec, [text]) for text in (*GAPPED, CODE_GAP)]
+    gaps = [batch_of(codec, [text]) for text in (*TEXTS_WITH_GAPS, CODE_GAP)]
     return {
         "tokens": encoded,
         "texts": [codec.decode(ids) for ids in encoded],
@@ -405,7 +405,7 @@ def sampling() -> dict:
     found = {}
     for name in ("tiny-text", "xlnet"):
         model, codec = asarm.load(name)
-        batch = batch_of(codec, GAPPED)
+        batch = batch_of(codec, TEXTS_WITH_GAPS)
         found[name] = {case: sampled(model, batch, settings, case in TRACED) for case, settings in SAMPLERS.items()} | {
             "fused adaptive gumbel": sampled(model, batch, ADAPTIVE),
             "log_prob": scores(model, batch),
@@ -419,7 +419,7 @@ def sampling() -> dict:
 def sampling_of_trained(name: str) -> dict:
     """The same in short, for a model that a command has written."""
     model, codec = asarm.load(name)
-    batch = batch_of(codec, [text.replace("upon", "by") for text in GAPPED])
+    batch = batch_of(codec, [text.replace("upon", "by") for text in TEXTS_WITH_GAPS])
     cases = ("sequential", "assd self residual", "fused self residual", "fused self gumbel", "fused blind residual")
     return {case: sampled(model, batch, SAMPLERS[case]) for case in cases} | {"log_prob": scores(model, batch)}
 
@@ -557,8 +557,8 @@ def same(before, now) -> bool:
     return not differences(before, now)
 
 
-def judged() -> dict:
-    """Completions of a file, judged."""
+def completions() -> dict:
+    """Completions of a file, with their tests run."""
     output = ran(
         "code judge completions.jsonl --problems problems.jsonl --output_dir judged --allow_code_execution "
         "--workers 1 --timeout 20"
@@ -636,8 +636,8 @@ def errors() -> dict:
     found = {}
     for name, arguments in ERRORS.items():
         code, output, message = run(arguments.split())
-        told = message if message.startswith("asarm") else ""  # else it is the end of the list of commands
-        found[name] = {"exit": code, "output": output, "message": told}
+        recorded = message if message.startswith("asarm") else ""  # else it is the end of the list of commands
+        found[name] = {"exit": code, "output": output, "message": recorded}
     return found | {"written": sorted(str(path) for path in Path("errors").rglob("*"))}
 
 
@@ -674,7 +674,7 @@ def working_in(folder: Path) -> Iterator[None]:
 
 
 def record(folder: Path) -> dict:
-    """All runs, in a scratch folder: what is to stay the same, as it stands in golden.json."""
+    """All runs, in a scratch folder: what must stay the same, as golden.json holds it."""
     parts = {
         "sampling": sampling,
         "options": options,
@@ -683,7 +683,7 @@ def record(folder: Path) -> dict:
         "draft_head": heads,
         "infill": infillings,
         "evaluations": evaluations,
-        "judge": judged,
+        "judge": completions,
         "sources": sources,
         "errors": errors,
     }

@@ -94,7 +94,7 @@ def test_what_an_earlier_batch_left_in_the_cache_is_not_seen(uncompiled):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
-@pytest.mark.skipif(" " in torch.__path__[0], reason="torch's call of the C++ compiler fails where its path has a space")
+@pytest.mark.skipif(" " in torch.__path__[0], reason="torch cannot call the compiler from a path with a space")
 @BACKBONES
 def test_compiled_steps_give_the_same_tokens(backbone):
     model = backbone(20)

@@ -150,7 +150,7 @@ def test_a_sharded_checkpoint_in_half_precision(folder):
     model, _ = start_from(folder)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(model.wte.weight[:300], reference.transformer.wte.weight.float())
-    # Where a token is to be predicted, GPT-2's first block finds the average position, and no token.
+    # Where a token is predicted, GPT-2's first block finds the average position, and no token.
     torch.testing.assert_close(model.query_vector, reference.transformer.wpe.weight.float().mean(0))
     assert torch.equal(model.blocks[1].proj.weight, reference.transformer.h[1].mlp.c_proj.weight.float().t())
 

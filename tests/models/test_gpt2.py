@@ -56,8 +56,8 @@ def test_cached_logits_through_random_histories():
                 order.order.gather(1, ranks), ranks, cache,
             )  # fmt: skip
             fresh = model(ranked, order.order, contexts, order.order.gather(1, ranks), ranks)
-            judged = (ranks >= order.prompt_length[:, None])[..., None].expand_as(fresh[..., :-1])
-            worst = max(worst, float((cached - fresh)[..., :-1][judged].abs().max()))
+            compared = (ranks >= order.prompt_length[:, None])[..., None].expand_as(fresh[..., :-1])
+            worst = max(worst, float((cached - fresh)[..., :-1][compared].abs().max()))
             # Some of the drafts are kept; the others are dropped and drawn again.
             kept = (torch.rand(3, generator=generator) * (upto - committed + 1)).long()
             cache.set_lengths(committed + kept)

@@ -22,7 +22,7 @@ from support.paths import SOURCE
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
 CODE = "def f(a):\n    return ___3\n\tb   ___2\n"
-# `python -m asarm infill` with several lists of arguments in one process, for starting one takes seconds.
+# `python -m asarm infill` with several lists of arguments in one process, as starting one takes seconds.
 SEVERAL = """
 import json, sys
 from asarm.__main__ import main
@@ -181,7 +181,7 @@ def test_only_what_is_needed_is_asked_for(hub, online):
         ("no branch", r"user/xlnet has no branch, tag or commit 'nlq' on the Hub"),
         ("no main", r"user/xlnet has no branch, tag or commit 'main' on the Hub"),
         ("no repository", r"no model folder user/xlmet, and no such repository on the Hub"),
-        ("cut", r"the weights in .*user--xlnet.* are damaged, get them anew: "),
+        ("cut", r"the weights in .*user--xlnet.* are damaged, download them again: "),
         ("torn", r"the download of user/xlnet at torn failed, try again: .*received \d+ bytes, expected \d+"),
         ("bert", r"user/bert is a bert model; known are asarm-gpt2, xlnet"),
     ],

@@ -10,7 +10,7 @@ from support.models import tiny_gpt2
 
 
 def updated(window: AdaptiveWindow, size: int, accepted: int, steps: int) -> int:
-    """k after so many iterations with the same outcome."""
+    """k after a number of iterations with the same outcome."""
     for _ in range(steps):
         window.update(torch.tensor([size]), torch.tensor([accepted]))
     return window.k

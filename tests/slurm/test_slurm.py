@@ -99,14 +99,14 @@ def test_every_wrapper_is_tested():
     assert {path.name for path in REPO.glob("_run_*.sh")} == tested
 
 
-@pytest.mark.parametrize("place", ["in the repository", "in another copy"])
+@pytest.mark.parametrize("where", ["in the repository", "in another copy"])
 @pytest.mark.parametrize("results", EVALUATIONS)
-def test_evaluations(repo, tmp_path, results, place):
+def test_evaluations(repo, tmp_path, results, where):
     wrapper, arguments = EVALUATIONS[results]
     shutil.rmtree(repo / "results", ignore_errors=True)
-    if place == "in the repository":
+    if where == "in the repository":
         cwd = repo
-    else:  # Slurm is told the whole path, and that is what counts
+    else:  # Slurm gets the whole path, and that is what counts
         cwd, wrapper = tmp_path, repo / wrapper
         (tmp_path / "src/scripts").mkdir(parents=True)
         (tmp_path / "src/scripts/environment.sh").write_text("echo the wrong copy; exit 1\n")
@@ -117,10 +117,10 @@ def test_evaluations(repo, tmp_path, results, place):
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("place", ["in the repository", "elsewhere"])
-def test_training(repo, tmp_path, place):
+@pytest.mark.parametrize("where", ["in the repository", "elsewhere"])
+def test_training(repo, tmp_path, where):
     shutil.rmtree(repo / "results", ignore_errors=True)
-    name, cwd = ("_run_training.sh", repo) if place == "in the repository" else (repo / "_run_training.sh", tmp_path)
+    name, cwd = ("_run_training.sh", repo) if where == "in the repository" else (repo / "_run_training.sh", tmp_path)
     command("sbatch", "--wait", name, "tiny", *SMALL, "--cache_dir", tmp_path, "--max_steps", 10, cwd=cwd)
     run = repo / "results/train-tiny"
     assert [line["step"] for line in lines(run)] == list(range(1, 11))

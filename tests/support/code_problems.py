@@ -45,9 +45,9 @@ SPAN_ROWS = [
 ]
 
 
-def infill_example(prefix: int = 0, gold: int = 1, suffix: int = 0, visible: Sequence[int] = ()) -> InfillExample:
-    """An example whose parts have so many tokens."""
-    parts = {"prefix_tokens": [1] * prefix, "reference_tokens": [2] * gold, "suffix_tokens": [3] * suffix}
+def infill_example(prefix: int = 0, reference: int = 1, suffix: int = 0, visible: Sequence[int] = ()) -> InfillExample:
+    """An example whose parts have these numbers of tokens."""
+    parts = {"prefix_tokens": [1] * prefix, "reference_tokens": [2] * reference, "suffix_tokens": [3] * suffix}
     return InfillExample(index=0, name="a", visible=list(visible), **parts)
 
 

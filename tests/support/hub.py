@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         commit, folder = self.hub.find(repository, revision)
         files = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
         info = {"_id": "0", "id": repository, "modelId": repository, "sha": commit, "private": False, "siblings": files}
-        # What a stranger is told with each answer.
+        # The message of each answer to strangers.
         self.answer(200, json.dumps(info).encode(), {"X-HF-Warning": "unauthenticated; log in for higher rate limits"})
 
     def send_tree(self, repository: str, revision: str) -> None:

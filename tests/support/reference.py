@@ -32,7 +32,7 @@ class RandomDraws:
 
 @dataclass
 class ReferenceResult:
-    """tokens: [N] int64, filled. nfe: function evaluations. proposed, accepted: drafts that were judged, and kept."""
+    """tokens: [N] int64, filled. nfe: function evaluations. proposed, accepted: drafts that were verified, and kept."""
 
     tokens: torch.Tensor
     nfe: int = 0

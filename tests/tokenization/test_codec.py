@@ -66,7 +66,7 @@ def codec(tokenizer):
     return TextCodec(tokenizer, "tokens")
 
 
-def around(codec: TextCodec, text: str) -> str:
+def round_trip(codec: TextCodec, text: str) -> str:
     return codec.decode(codec.encode(text))
 
 
@@ -107,24 +107,24 @@ def test_line_ends(codec, tokenizer):
 
 @pytest.mark.parametrize("text", [FUNCTION, MAKEFILE, "\n\n\na\n", "\n", "\t", "    ", ""])
 def test_code_comes_back(codec, text):
-    assert around(codec, text) == text
+    assert round_trip(codec, text) == text
 
 
 @pytest.mark.parametrize("n", range(1, 10))
 def test_runs_of_spaces_come_back_but_for_an_odd_one(codec, n):
     spaces, kept = " " * n, " " * (n - n % 2)
-    assert around(codec, f"a{spaces}b") == (f"a{kept}b" if n > 1 else "a b")
-    assert around(codec, f"a\n{spaces}b") == f"a\n{kept}b"
-    assert around(codec, f"a{spaces}\nb") == f"a{kept}\nb"
-    assert around(codec, f"{spaces}a{spaces}") == f"{kept}a{kept}"
-    assert around(codec, f"a\t{spaces}b") == f"a\t{kept}b"
-    assert around(codec, around(codec, f"a{spaces}b")) == around(codec, f"a{spaces}b")
+    assert round_trip(codec, f"a{spaces}b") == (f"a{kept}b" if n > 1 else "a b")
+    assert round_trip(codec, f"a\n{spaces}b") == f"a\n{kept}b"
+    assert round_trip(codec, f"a{spaces}\nb") == f"a{kept}\nb"
+    assert round_trip(codec, f"{spaces}a{spaces}") == f"{kept}a{kept}"
+    assert round_trip(codec, f"a\t{spaces}b") == f"a\t{kept}b"
+    assert round_trip(codec, round_trip(codec, f"a{spaces}b")) == round_trip(codec, f"a{spaces}b")
 
 
 def test_line_ends_come_back_as_newlines(codec):
-    assert around(codec, FUNCTION.replace("\n", "\r\n")) == FUNCTION
-    assert around(codec, "a\r\n\r\n  b\r\n") == "a\n\n  b\n"
-    assert around(codec, "a\rb") == "a b"
+    assert round_trip(codec, FUNCTION.replace("\n", "\r\n")) == FUNCTION
+    assert round_trip(codec, "a\r\n\r\n  b\r\n") == "a\n\n  b\n"
+    assert round_trip(codec, "a\rb") == "a b"
 
 
 def test_any_tokens_have_a_text(codec):
@@ -157,7 +157,7 @@ def test_a_tokenizer_that_keeps_all_spaces_gives_all_back(text):
     byte_level = train_tokenizer([FUNCTION], 300)
     byte_level.add_special_tokens({"cls_token": "[C]", "sep_token": "[S]", "unk_token": "[U]"})
     codec = TextCodec(byte_level, "tokens")
-    assert around(codec, text) == text
+    assert round_trip(codec, text) == text
 
 
 def test_a_tokenizer_without_the_tokens_is_refused(tokenizer):
@@ -178,7 +178,7 @@ def pickled(thing):
 
 def test_a_codec_can_be_sent_to_other_processes(codec):
     assert pickled(codec).encode(FUNCTION) == codec.encode(FUNCTION)
-    assert around(pickled(codec), FUNCTION) == FUNCTION
+    assert round_trip(pickled(codec), FUNCTION) == FUNCTION
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,10 @@ def test_a_codec_can_be_sent_to_other_processes(codec):
     ],
 )
 def test_filling_gaps_in_code(codec, pieces):
-    """Tokens of the fillings in the place of the masks decode to what a person would write."""
+    """Tokens of the fillings instead of the masks decode to what a person would write."""
     text, fillings = pieces[0], []
     for filling, right in zip(pieces[1::2], pieces[2::2], strict=True):
-        # Behind white space there are tokens for words, within a word one for each letter.
+        # After white space there are tokens for words, within a word one for each letter.
         new = filling[0].isspace() or not text or text[-1].isspace()
         tokens = codec.encode(filling) if new else codec.tokenizer.convert_tokens_to_ids(list(filling))
         text += " " * (filling[0] == " " != filling[1]) + f"___{len(tokens)}" + right
@@ -264,12 +264,12 @@ def folder(in_memory, tmp_path_factory):
 )
 def test_the_branch_or_the_option_chooses_and_the_saved_model_remembers(folder, tmp_path, revision, option, chosen):
     model, codec = load(folder, revision, white_space=option)
-    assert (around(codec, FUNCTION) == FUNCTION) == (chosen == "tokens")
+    assert (round_trip(codec, FUNCTION) == FUNCTION) == (chosen == "tokens")
     assert model.config.white_space == chosen
     model.save_pretrained(tmp_path)
     codec.save_pretrained(tmp_path)
     again, codec = load(tmp_path)
-    assert (around(codec, FUNCTION) == FUNCTION) == (chosen == "tokens")
+    assert (round_trip(codec, FUNCTION) == FUNCTION) == (chosen == "tokens")
     assert again.config.white_space == chosen
     other = "plain" if chosen == "tokens" else "tokens"
     assert load(tmp_path, white_space=other)[0].config.white_space == other
@@ -280,7 +280,7 @@ def test_the_branch_or_the_option_chooses_and_the_saved_model_remembers(folder, 
 def test_other_models_have_branches_of_any_name(tiny_folder):
     model, codec = load(tiny_folder, revision="code")
     assert model.config.white_space == "plain"
-    assert around(codec, "a\n   b") == "a\n   b"
+    assert round_trip(codec, "a\n   b") == "a\n   b"
 
 
 def test_what_cannot_be_chosen(folder, tiny_folder):
@@ -293,6 +293,6 @@ def test_what_cannot_be_chosen(folder, tiny_folder):
 def test_lines_have_the_tokens_that_they_have_in_the_text():
     """So a gap of whole lines can be cut out of a text, and filled, in the tokens that the model was trained on."""
     codec = TextCodec(train_tokenizer([FUNCTION * 3], 300))
-    ends = [place for place, letter in enumerate(FUNCTION) if letter == "\n"]
+    ends = [index for index, letter in enumerate(FUNCTION) if letter == "\n"]
     for cut in (*ends, *(end + 1 for end in ends)):  # a newline belongs to the gap, or to what follows
         assert codec.encode(FUNCTION[:cut]) + codec.encode(FUNCTION[cut:]) == codec.encode(FUNCTION)

@@ -77,7 +77,7 @@ def test_what_is_a_gap(byte_level, text, sizes):
     ],
 )
 def test_filling_the_gaps_gives_the_text(codec, pieces):
-    """Tokens of the fillings in the place of the masks decode to what a person would write."""
+    """Tokens of the fillings instead of the masks decode to what a person would write."""
     text, fillings = pieces[0], []
     for filling, right in zip(pieces[1::2], pieces[2::2], strict=True):
         # At the start of a text and after a space there are tokens for words, elsewhere one for each letter.

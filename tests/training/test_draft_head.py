@@ -21,13 +21,13 @@ BACKBONES = pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet])
 def test_the_head_is_used_by_fused_only(backbone):
     plain, model = backbone(12, scale=0.9), backbone(12, scale=0.9, draft_head=8)
     model.load_state_dict(plain.state_dict(), strict=False)
-    texts = random_batch(8, 30, 12, seed=3)
+    batch = random_batch(8, 30, 12, seed=3)
     seeds = range(8)
-    assert torch.equal(log_prob(plain, *texts[:2]), log_prob(model, *texts[:2]))
+    assert torch.equal(log_prob(plain, *batch[:2]), log_prob(model, *batch[:2]))
     for config in (SamplerConfig(sampler="sequential"), SamplerConfig(), SamplerConfig("fused", "blind")):
-        assert torch.equal(sample(plain, *texts, config, seeds).tokens, sample(model, *texts, config, seeds).tokens)
+        assert torch.equal(sample(plain, *batch, config, seeds).tokens, sample(model, *batch, config, seeds).tokens)
     fused = SamplerConfig("fused")
-    assert not torch.equal(sample(plain, *texts, fused, seeds).tokens, sample(model, *texts, fused, seeds).tokens)
+    assert not torch.equal(sample(plain, *batch, fused, seeds).tokens, sample(model, *batch, fused, seeds).tokens)
 
 
 @BACKBONES

@@ -6,7 +6,8 @@ decodes as the paper does; `--samplers sequential fused` takes fewer evaluations
 problems of this repository, about two minutes on two cores, offline. Programs are run, for pass@k, with
 --allow_code_execution only.
 
-`python -m asarm code judge FILE.jsonl --split single-line` judges completions in the official format, of any model.
+`python -m asarm code judge FILE.jsonl --split single-line` runs the tests of completions in the official
+format, of any model.
 """
 
 from pathlib import Path
@@ -53,8 +54,8 @@ def parse_arguments(arguments: list[str]) -> CodeConfig:
     return parse_with_preset(CodeConfig, "code", __doc__, PRESETS, arguments)
 
 
-def parse_judging(arguments: list[str]) -> tuple[Path, CompletionsConfig]:
-    """The file to judge and how. InputError when running its programs is not allowed."""
+def parse_completions(arguments: list[str]) -> tuple[Path, CompletionsConfig]:
+    """The file of completions, and the settings. InputError when running its programs is not allowed."""
     parser = HfArgumentParser(
         options_of(CompletionsConfig),
         prog="asarm code judge",
@@ -73,6 +74,6 @@ def parse_judging(arguments: list[str]) -> tuple[Path, CompletionsConfig]:
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["judge"]:
-        print(evaluate_completions(*parse_judging(arguments[1:])))
+        print(evaluate_completions(*parse_completions(arguments[1:])))
     else:
         run(parse_arguments(arguments), CodeEvaluation, "completions, metrics, a plot and samples.html")

@@ -13,7 +13,7 @@ from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries
 
 BUNDLED_SETS = Path(__file__).resolve().parents[1] / "eval_datasets"
-# Where official evaluation sets are looked for: in the repository, or beside where an installed copy is run.
+# Where official evaluation sets are looked for: in the repository, or in the folder where an installed copy is run.
 _REPOSITORY = Path(__file__).resolve().parents[3] / "eval_datasets"
 OFFICIAL_SETS = _REPOSITORY if _REPOSITORY.is_dir() else Path("eval_datasets")
 
@@ -48,8 +48,8 @@ def parse_with_preset(
 ) -> Config:
     """The settings: the dataclass's defaults, changed by the preset (`paper`, if none is named), by the options.
 
-    A revision belongs to the model that it stands beside: another --model goes without the preset's. Raises InputError
-    for an unknown preset.
+    The preset's revision belongs to the preset's model: another --model does not get it. Raises InputError for an
+    unknown preset.
     """
     preset, options = split_preset(arguments, presets, "paper")
     parser = HfArgumentParser(

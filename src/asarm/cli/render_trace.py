@@ -50,12 +50,12 @@ def frames(codec: TextCodec, tokens: list[int], target: list[bool], steps: list[
     """For each step the text after it, as spans whose labels are the keys of STYLES.
 
     tokens, target: N each, the filled sequence and where it was filled in. A rejected draft is shown before the token
-    that replaced it; drafts after it were not judged and are not shown. An open position is shown as ` _`.
+    that replaced it; drafts after it were not verified and are not shown. An open position is shown as ` _`.
     """
     labels = ["gap" if is_target else "prompt" for is_target in target]
     for step in steps:
-        judged = list(zip(step.positions, step.drafts, strict=bool(step.drafts)))
-        rejected = dict(judged[step.accepted : step.accepted + 1])
+        verified = list(zip(step.positions, step.drafts, strict=bool(step.drafts)))
+        rejected = dict(verified[step.accepted : step.accepted + 1])
         new = dict.fromkeys(step.positions[: step.accepted], "accepted")
         new |= dict.fromkeys((position for position, _ in step.added), "added")
         for position in new:

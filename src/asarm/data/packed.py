@@ -87,7 +87,7 @@ def write_streams(files: list[Path], config: CorpusConfig, codec: TextCodec, dty
                 held_out.append(eos)
             stream.append(eos)
     if skipped:
-        logger.warning("%d of %d files are passed over: they are empty or cannot be read", skipped, len(files))
+        logger.warning("%d of %d files are skipped: they are empty or cannot be read", skipped, len(files))
 
 
 def write_documents(path: Path, text_field: str, codec: TextCodec, stream: "TokenWriter") -> None:

@@ -31,9 +31,9 @@ LONGEST_LINE, MEAN_LINE = 400, 90  # characters; data has longer lines
 FEWEST_LETTERS = 0.35  # share of letters; tables of numbers have fewer
 SHARED_LINE = 40  # fewest characters, without white space, of a line that shows a copy from an evaluation set
 SEEN_LINE = 12  # fewest characters, without white space, of lines that are compared between files
-MOST_SEEN = 0.5  # share of a file's compared lines that earlier files may have, too
+MAX_SEEN = 0.5  # share of a file's compared lines that earlier files may have, too
 FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 60), 2000  # fewest and most lines, and most characters, of a short function
-MOST_DOCSTRING = 0.5  # share of a short function that may be docstring
+MAX_DOCSTRING = 0.5  # share of a short function that may be docstring
 
 
 @dataclass
@@ -128,7 +128,7 @@ def python_sources(files: Iterable[Path], excluded: ExcludedCode) -> Iterator[tu
             left_out[evaluated] += 1
         else:
             lines = set(map(hash, long_lines(text, SEEN_LINE)))
-            if len(lines & seen) > MOST_SEEN * len(lines):
+            if len(lines & seen) > MAX_SEEN * len(lines):
                 left_out[alike] += 1
             else:
                 seen |= lines
@@ -155,11 +155,11 @@ def _functions(text: str) -> Iterator[str]:
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef):
             function = "".join(lines[node.lineno - 1 : node.end_lineno])
-            if _is_short(function) and len(ast.get_docstring(node) or "") <= MOST_DOCSTRING * len(function):
+            if _is_short(function) and len(ast.get_docstring(node) or "") <= MAX_DOCSTRING * len(function):
                 yield function
 
 
 def _is_short(function: str) -> bool:
-    least, most = FUNCTION_LINES
+    fewest, most = FUNCTION_LINES
     lines = function.count("\n") + (not function.endswith("\n"))
-    return least <= lines <= most and len(function) <= FUNCTION_CHARACTERS
+    return fewest <= lines <= most and len(function) <= FUNCTION_CHARACTERS

@@ -36,7 +36,7 @@ class Variant:
     """One way to decode or to fill gaps.
 
     name: in results and tables. sampler: its name without k, steps or gap length. gap_length: how the lengths of gaps
-    are found; "" where that means nothing. max_items: only the first so many items are decoded; None for all.
+    are found; "" where that means nothing. max_items: how many items, from the first on, are decoded; None for all.
     """
 
     name: str

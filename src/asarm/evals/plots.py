@@ -14,7 +14,7 @@ COLOURS = {
 
 def plot_intervals(path: Path, found: list[dict], rows: str, labels: dict[str, str], factor: float = 1.0) -> Path:
     """Means and intervals of variants: a row of panels for each value of the field `rows`, a panel for each measure
-    (labels: {its field: what stands below}). Fields that a variant lacks are left out."""
+    (labels: {its field: the axis label}). Fields that a variant does not have are left out."""
     groups, models, names = ([*dict.fromkeys(one[key] for one in found)] for key in (rows, "model", "variant"))
     size = (max(11, 3.5 * len(labels)), 1.2 + len(groups) * (0.8 + 0.3 * len(names)))
     figure, grid = plt.subplots(

@@ -67,7 +67,7 @@ def equality(values: ArrayLike, baseline: ArrayLike, margin: float) -> dict:
 def bootstrap_interval(values: Sequence[float], resamples: int = RESAMPLES) -> list[float] | None:
     """95 % percentile interval of the mean of values [n], one a text; None for one text.
 
-    Texts are drawn anew with all their trials, for the trials of a text are alike: a text's value is the mean over its
+    Texts are resampled with all their trials, as the trials of a text are alike: a text's value is the mean over its
     trials, so that chance in both is in the interval.
     """
     if len(values) < 2:

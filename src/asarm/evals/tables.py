@@ -50,5 +50,5 @@ def aligned_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def too_few(count: int, what: str) -> str:
-    """What stands in the place of statistics on fewer than FEWEST items."""
+    """The sentence that replaces statistics on fewer than FEWEST items."""
     return f"{count} {what} are too few for intervals and tests."

@@ -25,7 +25,7 @@ SLOTS = 64  # capacities are rounded up to a multiple, so that sequences of simi
 def compiled_for_decoding(model: AnyOrderModel, choice: str = "auto") -> "AnyOrderModel | CompiledModel":
     """The model, its decoding steps compiled if choice is "on", or "auto" and the model is on a GPU.
 
-    Samplers take the result in the model's place; its weights must not change from then on. Raises InputError for
+    Samplers use the result instead of the model; its weights must not change from then on. Raises InputError for
     another choice.
     """
     if choice not in CHOICES:
@@ -67,7 +67,7 @@ class PaddedCache:
 
 
 class CompiledModel:
-    """Stands in for a model in the samplers (see `compiled_for_decoding`). One batch is decoded at a time."""
+    """What samplers use instead of a model (see `compiled_for_decoding`). One batch is decoded at a time."""
 
     def __init__(self, model: AnyOrderModel):
         self.model, self.config, self.device = model, model.config, model.device

@@ -1,7 +1,7 @@
 """`start_from`: the model that training starts from, an any-subset model as it is or one made of GPT-2's weights.
 
 GPT-2's weights serve both streams of our `gpt2` backbone. Its learned positions `wpe` are dropped, as positions are
-rotary here. Training has to make up for that, and to teach the model bidirectional prompts.
+rotary here. Training has to compensate for that, and to teach the model bidirectional prompts.
 """
 
 from collections.abc import Iterable

@@ -75,7 +75,7 @@ class AsArm:
         """A model in evaluation mode, named as in `model_folder`. Its config decides on the backbone.
 
         Reads safetensors only (one file or sharded), never pickle. Two settings that released checkpoints lack are
-        added to the config, and saved with it: mask_token_id, from the tokenizer; and white_space, how texts are
+        added to the config, and saved with it: mask_token_id, from the tokenizer; and white_space, how text is
         encoded (see `TextCodec`): "tokens" for XLNet's branches `code` and `code-...`, "plain" for all others.
 
         Raises InputError when there is no such model, its weights are missing, damaged or do not fit the config, or
@@ -128,7 +128,7 @@ def read_config(name: str | Path, folder: Path, known: Iterable[str] = tuple(BAC
 def read_weights(model_class: type[PreTrainedModel], name: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     """A model of a class with the weights in a folder. Raises InputError when these are missing, damaged or unfit."""
     with (
-        as_input_error(lambda reason: f"the weights in {folder} are damaged, get them anew: {reason}", SafetensorError),
+        as_input_error(lambda reason: f"the weights in {folder} are damaged, download them again: {reason}", SafetensorError),
         as_input_error(lambda reason: f"cannot load {name}: {reason}", OSError, RuntimeError),
     ):
         loaded: Any = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)

@@ -16,8 +16,8 @@ class MaskingConfig:
     mask_low: float = option(0.85, "lowest masking rate after the warm-up")
     mask_high: float = option(0.99, "highest masking rate after the warm-up")
     mask_warmup_steps: int = option(0, "steps in which the rates move from mask_start to [mask_low, mask_high]")
-    mask_spans: float = option(0.0, "share of the texts whose masked tokens are one run, as gaps are; 0 is the paper's")
-    mask_lines: float = option(0.0, "share of the texts whose masked tokens are whole lines, as gaps in code are")
+    mask_spans: float = option(0.0, "share of the sequences whose masked tokens are one run, as gaps are; 0 is the paper's")
+    mask_lines: float = option(0.0, "share of the sequences whose masked tokens are whole lines, as gaps in code are")
 
     def __post_init__(self) -> None:
         for name in ("mask_start", "mask_low", "mask_high"):
@@ -26,7 +26,7 @@ class MaskingConfig:
         for name in ("mask_spans", "mask_lines"):
             check(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}")
         shares = self.mask_spans + self.mask_lines
-        check(shares <= 1, f"mask_spans and mask_lines are shares of the texts: together at most 1, not {shares}")
+        check(shares <= 1, f"mask_spans and mask_lines are shares of the sequences: together at most 1, not {shares}")
         check(self.mask_warmup_steps >= 0, f"mask_warmup_steps must be at least 0, not {self.mask_warmup_steps}")
 
     def rate(self, step: int, quantile: float) -> float:
@@ -39,7 +39,7 @@ class MaskingConfig:
 
 @dataclass(frozen=True)
 class MaskingPattern:
-    """How the masked tokens lie, sequence by sequence: in one span, in whole lines, or anywhere.
+    """How the masked tokens are arranged, sequence by sequence: in one span, in whole lines, or anywhere.
 
     spans: share of the sequences whose masked tokens are one span.
     lines: share of the sequences whose masked tokens are whole lines.

@@ -1,4 +1,4 @@
-"""Adaptive windows for the fused sampler: as many drafts as make the most tokens a second on this machine.
+"""Adaptive windows for the fused sampler: the number of drafts with the highest throughput on this machine.
 
 The latency of a step with windows of k drafts is measured once for a model and a shape of batch, and the share of
 accepted drafts is tracked while decoding; k is what maximises throughput by both. Neither depends on drafts yet to be
@@ -21,7 +21,7 @@ PRIOR_ACCEPTANCE = 0.7  # of all drafts before any was verified: optimistic, or 
 PRIOR_WEIGHT = 8.0  # verified drafts that the prior of a column counts for
 DECAY = 0.995  # weight of a count after one more step: acceptance changes from sequence to sequence
 PROBED_SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # lengths of windows; latencies between them are interpolated
-REPEATS = 3  # timed steps of each length, after one that is not counted, for it verifies a window of the length before
+REPEATS = 3  # timed steps of each length, after one that is not: it verifies a window of the previous length
 PROBES = 2  # runs through all lengths
 UPDATE_INTERVAL = 8  # steps between two choices of k
 
@@ -39,7 +39,7 @@ def adaptive_window_for(model: DecodingModel, batch: int, length: int, config: S
 
 
 class AdaptiveWindow:
-    """The k that makes the most tokens a second, by the latency of a step and the acceptance so far.
+    """The k with the highest throughput, by the latency of a step and the acceptance so far.
 
     A step decides one token and, for each j <= k, another one with the probability that the first j drafts are all
     accepted.
@@ -63,7 +63,7 @@ class AdaptiveWindow:
             self.k = self.best_k()
 
     def best_k(self) -> int:
-        """The k with the most expected tokens a second. Later columns are verified rarely, so the estimate of the
+        """The k with the highest expected throughput. Later columns are verified rarely, so the estimate of the
         column before is the prior of each."""
         rate, tokens, all_accepted = PRIOR_ACCEPTANCE, [1.0], 1.0
         for verified, accepted in zip(self.verified, self.accepted, strict=True):

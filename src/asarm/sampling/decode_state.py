@@ -34,7 +34,7 @@ class DecodeState:
         window: int,
         lookahead: int,
     ):
-        """window: most drafts verified at once. lookahead: most ranks, from the next one on, queried at once."""
+        """window: at most so many drafts are verified at once. lookahead: so many ranks from the next one on are queried."""
         order = rank_order(batch.given, batch.target)
         count, length = batch.tokens.shape
         self.model, self.config = cast(AnyOrderModel, model), config  # a compiled one has the same methods

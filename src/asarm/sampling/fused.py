@@ -3,7 +3,7 @@
 Where the next window begins depends on how many drafts will be accepted, so each evaluation also asks for the window
 after every possible number a of them: the ranks after rank n + a, seen from the first n + a ranks. Such a query lacks
 the token at rank n + a, which is drawn when the evaluation is done, and the other drafts of its window; a draft head,
-if the model has one, makes up for the nearest of these. A draft depends on nothing but tokens that are decided or
+if the model has one, supplies the nearest of these. A draft depends on nothing but tokens that are decided or
 drafted before it, so verification leaves exactly the target distribution.
 
 Shapes: B rows, W drafts in the window, K = W + 1 verified columns (the drafts and the rank after them), Q drafting
@@ -35,7 +35,7 @@ class WindowPolicy(Protocol):
     k: int
 
     def update(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
-        """Take note of an iteration: of size [B] drafts the first accepted [B] were accepted."""
+        """Record an iteration: of size [B] drafts the first accepted [B] were accepted."""
 
 
 class FixedWindow:
@@ -45,14 +45,14 @@ class FixedWindow:
         self.max_k = self.k = k
 
     def update(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
-        """Nothing to learn."""
+        """No change."""
 
 
 @dataclass
 class DraftStates:
     """What the next window is drafted from: size [B] int64, its drafts, and states [B, at least W, E] of their queries.
 
-    States past a row's size are to be ignored.
+    States past a row's size are ignored.
     """
 
     size: torch.Tensor

@@ -24,7 +24,7 @@ from asarm.sampling.counter_rng import REPLACEMENT, VERDICT, CounterRNG, TokenSa
 class DraftWindow:
     """The drafts of one iteration, for the next positions of each row, and the distributions they were drawn from.
 
-    tokens: [B, K] int64. Only the first size [B] (int64) of a row are drafts; tokens after them are to be ignored.
+    tokens: [B, K] int64. Only the first size [B] (int64) of a row are drafts; tokens after them are ignored.
     log_q: [B, K, V] float32, log-probs of the distribution that each draft was drawn from, given all tokens before.
         Columns without a draft have -inf, so that the next token is drawn from the target itself, unless they are
         past the end of the row's sequence.

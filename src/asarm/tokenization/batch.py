@@ -1,4 +1,4 @@
-"""`InfillBatch`: padded token ids, with what is given and what is to be predicted."""
+"""`InfillBatch`: padded token ids, with what is given and what is predicted."""
 
 from collections.abc import Sequence
 from enum import Enum

@@ -15,7 +15,7 @@ WHITE_SPACE = {"\n": "cls_token", "\t": "sep_token", "  ": "unk_token", "   ": "
 
 
 def find_white_space_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """White space -> the token written for it. InputError when the tokenizer lacks one or two are the same."""
+    """White space -> the token written for it. InputError when one is missing or two are the same."""
     tokens = {white: getattr(tokenizer, name) for white, name in WHITE_SPACE.items()}
     if None in tokens.values() or len(set(tokens.values())) < len(tokens):
         found = ", ".join(f"{name} {tokens[white]}" for white, name in WHITE_SPACE.items())
@@ -33,7 +33,7 @@ class TextCodec:
     Encoding loses what the tokenizer normalises. XLNet's turns any white space into one space, removes accents, and
     reads '' and `` as ". With "tokens" lines and their indentation survive, but carriage returns do not, nor does a
     single space next to other white space: three spaces come back as two, and the space between a word and a newline
-    is lost. A character that the vocabulary lacks comes back as two spaces.
+    is lost. A character that is not in the vocabulary comes back as two spaces.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, white_space: str = "plain"):

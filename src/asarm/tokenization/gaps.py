@@ -62,7 +62,7 @@ def parse_gaps(text: str, codec: TextCodec, default_gap_tokens: int, max_length:
 def encode_segment(codec: TextCodec, segment: str, continues: bool) -> list[int]:
     """Token ids of a segment between gaps, such that all segments and gaps joined decode to the text.
 
-    continues: other text or a gap stands before the segment.
+    continues: other text or a gap comes before the segment.
     """
     ids = codec.encode(segment)
     if not (continues and ids) or segment[0].isspace():
@@ -84,7 +84,7 @@ def _shown(text: str, width: int = 60) -> str:
 def label_spans(codec: TextCodec, tokens: Sequence[int], labels: Sequence[str]) -> list[Span]:
     """The decoded text, cut where the label of the tokens changes. The spans joined are the whole decoded text.
 
-    tokens, labels: N each. A character whose bytes lie on both sides of a cut belongs to the span after it.
+    tokens, labels: N each. A character whose bytes are on both sides of a cut belongs to the span after it.
     """
     tokens = list(tokens)
     whole = codec.decode(tokens)

@@ -110,7 +110,7 @@ def newest(output: Path) -> Path | None:
             read_manifest(folder)
             return folder
         except InputError as error:
-            logger.warning("passed over: %s", error)
+            logger.warning("skipped: %s", error)
     return None
 
 

@@ -124,7 +124,7 @@ class RunConfig:
         return targets, round(self.draft.draft_share * (targets - 1)) if self.draft.draft_weight > 0 else 0
 
     def gaps(self, codec: TextCodec) -> MaskingPattern:
-        """How targets lie in a sequence. Raises InputError for lines with a tokenizer that keeps no newlines."""
+        """How targets are arranged in a sequence. Raises InputError for lines with a tokenizer that keeps no newlines."""
         ends = codec.line_ends() if self.masking.mask_lines else []
         if self.masking.mask_lines and set(ends) <= {codec.eos_token_id}:
             raise InputError("mask_lines needs a tokenizer that keeps newlines, as --white_space tokens makes XLNet's")

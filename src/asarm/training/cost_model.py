@@ -42,7 +42,7 @@ class ThroughputMeter:
         self.seconds += time.perf_counter() - start
 
     def report(self, steps_left: int) -> dict[str, float]:
-        """Tokens per second, seconds left and, where the peak is known, model FLOPs utilisation; and begin anew."""
+        """Tokens per second, seconds left and, where the peak is known, model FLOPs utilisation; then reset."""
         values = {
             "tokens_per_second": self.steps * self.tokens_per_step / self.seconds,
             "eta_seconds": steps_left * self.seconds / self.steps,

@@ -121,7 +121,7 @@ class Trainer:
         return self.finish(first) if self.step >= training.max_steps else self.stopped()
 
     def is_due(self, every: int) -> bool:
-        """Whether it is the turn of what happens every so many steps, and after the last."""
+        """Whether what happens every `every` steps, and after the last, is due now."""
         return self.step % every == 0 or self.step == self.config.training.max_steps
 
     def begin(self) -> None:

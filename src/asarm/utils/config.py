@@ -34,7 +34,7 @@ def _is_nested(part: Field) -> bool:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """{name: value} of all fields; a nested config's fields, hidden ones among them, stand beside the others."""
+    """{name: value} of all fields; a nested config's fields, hidden ones among them, are at the same level."""
     values: dict[str, Any] = {}
     for part in fields(config):
         value = getattr(config, part.name)

@@ -20,7 +20,7 @@ from asarm.utils.errors import InputError, first_line
 
 @contextmanager
 def as_input_error(message: Callable[[str], str], *kinds: type[Exception]) -> Iterator[None]:
-    """Raise `InputError(message(reason))` in the place of exceptions of these kinds; an InputError passes unchanged.
+    """Raise `InputError(message(reason))` instead of exceptions of these kinds; an InputError passes unchanged.
 
     reason: what the exception says, in one line.
     """
@@ -35,7 +35,7 @@ def as_input_error(message: Callable[[str], str], *kinds: type[Exception]) -> It
 
 @contextmanager
 def download_errors(name: str | Path, revision: str) -> Iterator[None]:
-    """Around the download of a model's repository: raise InputError when it cannot be had."""
+    """Turn errors of the download of a model's repository into InputError."""
     try:
         yield
     except HFValidationError as error:
@@ -60,7 +60,7 @@ def download_errors(name: str | Path, revision: str) -> Iterator[None]:
 
 @contextmanager
 def dataset_errors(name: str) -> Iterator[None]:
-    """Around the opening of a dataset, from a folder or the Hub: raise InputError when it cannot be had."""
+    """Turn errors of opening a dataset, from a folder or the Hub, into InputError."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError  # slow to import
 
     try:

@@ -89,8 +89,8 @@ def test_lengths_are_proposed_from_the_visible_code():
     assert policy.lengths("search", infill_example()) == pytest.approx(found, abs=2)  # nothing is visible
     far = [infill_example(visible=[10] * 6), infill_example(visible=[40] * 6)]
     assert CodeGapLengthPolicy(far, 3, None).lengths("search", far[1]) == [40]
-    assert policy.lengths("oracle", infill_example(gold=17)) == [17]
-    assert CodeGapLengthPolicy(examples, 5, 16).lengths("oracle", infill_example(gold=17)) == [15]
+    assert policy.lengths("oracle", infill_example(reference=17)) == [17]
+    assert CodeGapLengthPolicy(examples, 5, 16).lengths("oracle", infill_example(reference=17)) == [15]
     with pytest.raises(InputError, match="a gap of 16 tokens, but the model takes at most 16"):
         CodeGapLengthPolicy(examples, 5, 16).lengths("fixed:16", examples[0])
 

@@ -1,4 +1,4 @@
-"""The speculative-decoding evaluation: end to end on a random model, resuming, statistics, judges, bad input."""
+"""The speculative-decoding evaluation: end to end on a random model, resuming, statistics, scoring models, bad input."""
 
 import json
 import math
@@ -198,21 +198,21 @@ def test_variants_take_turns():
     ]  # fmt: skip
 
 
-# --- judges
+# --- generative perplexity
 
 
-def test_self_judge_is_the_left_to_right_law(tiny_folder):
+def test_self_scores_are_the_left_to_right_likelihood(tiny_folder):
     model = AsArm.from_pretrained(tiny_folder)
     tokens = torch.randint(3, model.config.vocab_size, (2, 6), generator=torch.Generator().manual_seed(0))
-    place = torch.arange(6).expand(2, -1)
+    positions = torch.arange(6).expand(2, -1)
     total = torch.zeros(2)
     for i in range(6):  # each token from those to its left, of which each has seen those to its own left
         query = torch.full((2, 1), i)
         with torch.no_grad():
-            logits = model(tokens[:, :i], place[:, :i], place[:, :i] + 1, query, query)
+            logits = model(tokens[:, :i], positions[:, :i], positions[:, :i] + 1, query, query)
         total += torch.log_softmax(logits[:, 0], dim=-1).gather(1, tokens[:, i : i + 1])[:, 0]
     found = generative_perplexity.self_scorer(model)(["", ""], tokens)
-    assert [judgement.nll for judgement in found] == pytest.approx((-total / 6).tolist(), abs=1e-5)
+    assert [score.nll for score in found] == pytest.approx((-total / 6).tolist(), abs=1e-5)
 
 
 def test_entropy_is_that_of_the_histogram():
@@ -221,7 +221,7 @@ def test_entropy_is_that_of_the_histogram():
     assert generative_perplexity.token_entropy([1, 1, 2, 3]) == pytest.approx(1.5)
 
 
-def test_causal_judge_scores_the_first_tokens_it_can_read(tiny_folder, tmp_path, sample_text):
+def test_causal_scorer_reads_the_first_tokens_it_can_read(tiny_folder, tmp_path, sample_text):
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     torch.manual_seed(0)
     shape = {"n_positions": 24, "n_embd": 16, "n_layer": 1, "n_head": 2}
@@ -379,7 +379,7 @@ def test_unknown_preset(monkeypatch, capsys):
 
 
 def test_no_hub_is_one_line(tmp_path, tiny_folder):
-    """In a process of its own, for the libraries read their settings when imported."""
+    """In a process of its own, as the libraries read their settings when imported."""
     command = [
         sys.executable,
         "-m",

@@ -90,11 +90,11 @@ def scored_step_by_step(model, pair):
     for done, token in enumerate(pair.continuation):
         seen = pair.context + pair.continuation[:done]
         contexts = [max(rank + 1, prompt) for rank in range(len(seen))]
-        places = list(range(len(seen)))
-        arguments = [torch.tensor([x]) for x in (seen, places, contexts, [len(seen)], [len(seen)])]
-        law = torch.log_softmax(model(*arguments)[0, 0].double(), -1)
-        total += float(law[token])
-        greedy &= int(law.argmax()) == token
+        positions = list(range(len(seen)))
+        arguments = [torch.tensor([x]) for x in (seen, positions, contexts, [len(seen)], [len(seen)])]
+        log_probs = torch.log_softmax(model(*arguments)[0, 0].double(), -1)
+        total += float(log_probs[token])
+        greedy &= int(log_probs.argmax()) == token
     return total, greedy
 
 
@@ -175,21 +175,21 @@ def test_contexts_are_cut_on_the_left_and_counted(bundled):
 
 
 class UnigramModel:
-    """Gives every place the same law, in which the tokens of one word are far more probable than all others."""
+    """Gives every position the same distribution, in which the tokens of one word are far more probable than all others."""
 
     def __init__(self, codec, word):
         self.config = SimpleNamespace(n_positions=128, mask_token_id=codec.mask_token_id)
-        self.device, self.law = torch.device("cpu"), torch.zeros(len(codec))
-        self.law[codec.encode(word)] = 9.0
+        self.device, self.logits = torch.device("cpu"), torch.zeros(len(codec))
+        self.logits[codec.encode(word)] = 9.0
 
     def __call__(self, tokens, positions, content_context, query_positions, query_context):
-        return self.law.expand(*query_positions.shape, -1).clone()
+        return self.logits.expand(*query_positions.shape, -1).clone()
 
     def to(self, device):
         return self
 
     def state_dict(self):
-        return {"law": self.law}
+        return {"logits": self.logits}
 
 
 def accuracies_with_a_known_best(monkeypatch, codec, settings, folder) -> tuple[float, float]:
@@ -239,9 +239,9 @@ def test_a_longer_ending_is_found_by_its_normalised_likelihood(bundled, tmp_path
     )
     evaluate(config)
     line = lines_of(tmp_path / "run", "hellaswag")[0]
-    law = torch.log_softmax(model.law, -1)
+    log_probs = torch.log_softmax(model.logits, -1)
     assert line["log_probs"] == pytest.approx(
-        [float(law[codec.encode(" " + ending)].sum()) for ending in row["endings"]], rel=1e-5
+        [float(log_probs[codec.encode(" " + ending)].sum()) for ending in row["endings"]], rel=1e-5
     )
     assert line["characters"] == [3, 23]
     assert (line["choice"], line["correct"]) == (0, False)

@@ -155,7 +155,7 @@ def test_questions_are_the_harness_ones(folder):
         assert question == (row["query"], [" " + choice for choice in row["choices"]], row["gold"])
 
 
-def test_rolling_scores_every_token_once_behind_as_many_as_fit(lm):
+def test_rolling_scores_every_token_once_after_as_many_as_fit(lm):
     texts = ["The old man went to the castle, and the king was in the garden with all of his children.", "Yes", ""]
     ids = [lm.tok_encode(text) for text in texts]
     whole = lm.loglikelihood_rolling(requests(*((text,) for text in texts)), disable_tqdm=True)
@@ -217,7 +217,7 @@ def test_greedy_text_is_the_argmax_text_up_to_the_stop(sampler):
 
 
 def test_sampled_text_does_not_depend_on_where_it_is_looked_at(lm, monkeypatch):
-    """Gaps that grow give what one gap of full length gives: the stop is found, and the law is not changed. Text is
+    """Gaps that grow give what one gap of full length gives: the stop is found, and the distribution is not changed. Text is
     a function of its seed alone, whatever the sampler."""
     contexts = [lm.tok_encode(text) for text in ("The old man", "She said that the king was", "In the morning")]
 

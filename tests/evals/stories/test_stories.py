@@ -116,9 +116,9 @@ def test_the_parts_joined_are_the_story(task, kind, tiny_folder, sample_text):
         joined = part.prefix_tokens + part.reference_tokens + part.suffix_tokens
         assert codec.decode(joined) == codec.decode(whole)
         assert codec.decode(part.reference_tokens).strip() == codec.decode(codec.encode(part.reference))
-        first, behind = TASKS[task]
+        first, after = TASKS[task]
         assert (part.prefix, part.reference, part.suffix) == tuple(
-            " ".join(some) for some in (sentences[:first], sentences[first:behind], sentences[behind:])
+            " ".join(some) for some in (sentences[:first], sentences[first:after], sentences[after:])
         )
         assert sum(part.visible) in range(
             part.context_length - 1, part.context_length + 2
@@ -225,30 +225,30 @@ def test_causal_model_goes_on_from_the_prefix(tmp_path, tiny_folder):
 # --- the length of a gap
 
 
-def test_law_of_lengths_is_learned_from_what_is_visible():
+def test_distribution_of_lengths_is_estimated_from_what_is_visible():
     rng = np.random.default_rng(0)
     means = rng.normal(12, 2, size=(4000, 1))
-    law = LengthDistribution.learn((means + rng.normal(0, 3, size=(4000, 4))).tolist())
-    assert (law.mean, law.between, law.within) == pytest.approx((12, 4, 9), rel=0.1)
-    assert LengthDistribution.learn([]) == LengthDistribution(0, 0, 0)
-    law = LengthDistribution(12, 4, 9)
-    mean, deviation = law.gap([16, 16, 16, 16], pieces=3)
+    lengths = LengthDistribution.fit((means + rng.normal(0, 3, size=(4000, 4))).tolist())
+    assert (lengths.mean, lengths.between, lengths.within) == pytest.approx((12, 4, 9), rel=0.1)
+    assert LengthDistribution.fit([]) == LengthDistribution(0, 0, 0)
+    lengths = LengthDistribution(12, 4, 9)
+    mean, deviation = lengths.gap([16, 16, 16, 16], pieces=3)
     weight = 4 / (4 + 9 / 4)
     assert mean == pytest.approx(3 * (12 + weight * 4))
     assert deviation**2 == pytest.approx(9 * 4 * (1 - weight) + 3 * 9)
     uneven = [row.tolist() for row in means + rng.normal(0, 3, size=(4000, 9))]
-    law = LengthDistribution.learn([row[: index % 10] for index, row in enumerate(uneven)])  # some have none
-    assert (law.mean, law.between, law.within) == pytest.approx((12, 4, 9), rel=0.1)
-    assert law.gap([], 1) == pytest.approx((law.mean, (law.between + law.within) ** 0.5))
-    alike = LengthDistribution.learn([[10, 14], [14, 10], [12, 12]])  # stories that differ by chance alone
+    lengths = LengthDistribution.fit([row[: index % 10] for index, row in enumerate(uneven)])  # some have none
+    assert (lengths.mean, lengths.between, lengths.within) == pytest.approx((12, 4, 9), rel=0.1)
+    assert lengths.gap([], 1) == pytest.approx((lengths.mean, (lengths.between + lengths.within) ** 0.5))
+    alike = LengthDistribution.fit([[10, 14], [14, 10], [12, 12]])  # stories that differ by chance alone
     assert alike.gap([20, 20], 1)[0] == pytest.approx(12)
 
 
-def test_proposals_are_quantiles_of_the_law():
-    law = LengthDistribution(12, 4, 9)
-    mean, deviation = law.gap([12, 12], 3)
+def test_proposals_are_quantiles_of_the_distribution():
+    lengths = LengthDistribution(12, 4, 9)
+    mean, deviation = lengths.gap([12, 12], 3)
     drawn = np.random.default_rng(0).normal(mean, deviation, 100_000)
-    found = law.proposals([12, 12], 3, 5)
+    found = lengths.proposals([12, 12], 3, 5)
     assert found == pytest.approx(np.quantile(drawn, [0.1, 0.3, 0.5, 0.7, 0.9]), abs=0.6)
     assert LengthDistribution(1, 0, 0.5).proposals([1, 1], 1, 8) == [1, 2]
     assert LengthDistribution(5, 0, 0).proposals([5, 5], 2, 3) == [10]
@@ -278,10 +278,10 @@ def test_every_gap_is_filled_once_by_every_variant(finished, tiny_folder):
     assert len(found) == len(wanted)
     assert set(found) == wanted
     for line in lines:
-        first, behind = TASKS[line["task"]]
-        assert line["gold"] == " ".join(STORIES[line["index"]][first:behind])
+        first, after = TASKS[line["task"]]
+        assert line["gold"] == " ".join(STORIES[line["index"]][first:after])
         if line["variant"] == "bag":
-            assert line["text"] in [" ".join(story[first:behind]) for story in STORIES]
+            assert line["text"] in [" ".join(story[first:after]) for story in STORIES]
             assert line["text"] != line["gold"]
             continue
         steps = {"parallel-1": 1, "parallel-4": 4}.get(line["variant"])

@@ -23,7 +23,7 @@ class CompletionsConfig:
     split: str = option("single-line", f"benchmark that the completions are of: {', '.join(SPLITS)}")
     data_dir: str = option("", "folder with the official jsonl.gz files, if OpenAI's package does not have them")
     problems: str = option("", "file of problems in the official format, instead of the official one")
-    max_items: int = option(0, "the completions are of so many problems, from the file's first on; 0 is all")
+    max_items: int = option(0, "number of problems, from the file's first on, that the completions are of; 0 is all")
     output_dir: str = option("", "folder for verdicts and results; the default is that of the completions")
 
     def __post_init__(self) -> None:

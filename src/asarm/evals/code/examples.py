@@ -1,9 +1,9 @@
-"""`CodeExample`: a problem as tokens with a gap; and what the visible code says about the length of a gap.
+"""`CodeExample`: a problem as tokens with a gap; and estimates of the length of a gap from the visible code.
 
 A masked line (`single-line`) is taken to be as long as the visible lines of code. A span between two random positions
 in the code (`random-span`, and in whole lines `multi-line`) is some multiple of the code that is left, with a known
-distribution. Lengths spread over orders of magnitude, so what is learned from all problems is the distribution of their
-logarithms (see `asarm.evals.infilling.gap_length`). Docstrings do not count, for they are never masked.
+distribution. Lengths spread over orders of magnitude, so what is estimated from all problems is the distribution of their
+logarithms (see `asarm.evals.infilling.gap_length`). Docstrings do not count: they are never masked.
 """
 
 import math
@@ -20,7 +20,7 @@ from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import encode_segment
 from asarm.utils.errors import InputError
 
-SPAN_QUANTILES = 16  # that stand for the distribution of a random span's length
+SPAN_QUANTILES = 16  # that represent the distribution of a random span's length
 DOCSTRING = re.compile(r'("""|\'\'\').*?\1', re.DOTALL)
 
 
@@ -84,8 +84,8 @@ def visible_lengths(problem: Problem, split: str, codec: TextCodec) -> list[int]
     tokens = [len(codec.encode(line)) for line in lines]
     if split == "single-line" or not tokens:
         return tokens
-    # Between two ends anywhere in n tokens lies the share x of them with density 2 (1 - x), and 1 - x is visible: with
-    # probability q, the ratio of the two is at most 1 / sqrt(1 - q) - 1.
+    # Between two ends anywhere in n tokens there is a share x of them, with density 2 (1 - x), and 1 - x is visible:
+    # with probability q, the ratio of the two is at most 1 / sqrt(1 - q) - 1.
     ratios = [1 / math.sqrt(1 - (i + 0.5) / SPAN_QUANTILES) - 1 for i in range(SPAN_QUANTILES)]
     return [max(1, round(ratio * sum(tokens))) for ratio in ratios]
 
@@ -94,8 +94,8 @@ class CodeGapLengthPolicy(GapLengthPolicy):
     """Lengths of gaps in code. Problems too long for a model are truncated; their gaps leave it some context."""
 
     def __init__(self, every: Sequence[InfillExample], count: int, longest: int | None):
-        """every, longest: as in GapLengthPolicy. count: most lengths that a search tries."""
-        distribution = LengthDistribution.learn([log_lengths(example) for example in every])
+        """every, longest: as in GapLengthPolicy. count: the largest number of lengths that a search tries."""
+        distribution = LengthDistribution.fit([log_lengths(example) for example in every])
 
         def propose(example: InfillExample) -> list[int]:
             quantiles = distribution.quantiles(log_lengths(example), 1, count)

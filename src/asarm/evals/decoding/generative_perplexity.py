@@ -43,8 +43,8 @@ def self_scorer(model) -> Scorer:
 
 
 def causal_scorer(name: str, device: torch.device) -> Scorer:
-    """A causal language model of the Hub or a folder, in float32. It reads the text anew with its own tokenizer, and
-    scores all of the first 960 tokens (fewer if it takes fewer) but the first, which it has no context for."""
+    """A causal language model of the Hub or a folder, in float32. It tokenises the text again with its own tokenizer,
+    and scores all of the first 960 tokens (fewer if it takes fewer) but the first, which it has no context for."""
     model, tokenizer = load_causal(name, "judge", device)
     limit = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS)
 

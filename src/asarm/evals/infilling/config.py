@@ -41,7 +41,7 @@ class InfillEvalConfig(EvalConfig):
         "chosen by joint density), fixed:N, or median (of the references of all)",
     )
     length_sampler: str = option("", "sampler for other lengths than oracle; the default is the first assd one")
-    proposals: int = option(8, "most lengths that search tries for a gap")
+    proposals: int = option(8, "the largest number of lengths that search tries for a gap")
     batch_size: int = option(32, "texts filled together")
 
     def __post_init__(self) -> None:

@@ -12,8 +12,8 @@ class InfillExample:
     """A text with a gap. The tokens of prefix, reference and suffix, joined, decode to the whole text.
 
     index: its number, from which seeds are made. name: for messages. visible: numbers of tokens of the pieces of the
-    visible text that are of the gap's kind, such as sentences; the distribution of the gap's length is learned from
-    them.
+    visible text that are of the gap's kind, such as sentences; the distribution of the gap's length is estimated
+    from them.
     """
 
     index: int

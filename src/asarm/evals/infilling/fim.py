@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-# Tokens before the prefix, before the suffix, and before the middle, which is to be written.
+# Tokens before the prefix, before the suffix, and before the middle, which the model writes.
 FAMILIES = (
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite, Stable Code
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder

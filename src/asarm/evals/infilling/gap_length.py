@@ -1,7 +1,7 @@
-"""Lengths of gaps that are not given: a distribution learned from the visible text, and the choice among proposals.
+"""Lengths of gaps that are not given: a distribution estimated from the visible text, and the choice among proposals.
 
 The length of a gap is estimated from pieces of the visible text that are of the gap's kind, such as sentences. Their
-lengths vary between texts and within them; both variances are learned from the visible pieces of all texts, which gives
+lengths vary between texts and within them; both variances are estimated from the visible pieces of all texts, which gives
 a normal distribution for the length of each gap. Proposals are quantiles of it, equally likely a priori.
 """
 
@@ -21,7 +21,7 @@ class LengthDistribution:
     within: float
 
     @classmethod
-    def learn(cls, visible: Sequence[Sequence[float]]) -> "LengthDistribution":
+    def fit(cls, visible: Sequence[Sequence[float]]) -> "LengthDistribution":
         """From the lengths of the visible pieces of each text; texts may have different numbers of them, or none.
 
         A one-way analysis of variance with texts as random effects. All is 0 when there are no pieces.
@@ -70,6 +70,6 @@ def choose(scores: dict[int, float]) -> int:
     """The proposed length whose text has the highest score (nats a token); the shorter one of two equals.
 
     The score of a filled text is its exact joint log-density given the prefix, of gap and suffix together, over their
-    number of tokens. In total, short gaps would win, for each token costs some nats.
+    number of tokens. By their sum short gaps would win, as each token costs some nats.
     """
     return max(sorted(scores), key=scores.__getitem__)

@@ -47,7 +47,7 @@ def by_group(metrics: dict, field: str) -> Iterator[tuple[str, list[dict], list[
 def summary_table(variants: list[dict], measures: dict[str, str], few: bool, factor: float = 1.0) -> str:
     """What is printed of some variants: the measures ({field: label}), and costs.
 
-    few: leave out the intervals. A variant that lacks a measure, or costs nothing, has - there.
+    few: leave out the intervals. A variant without a measure, or without cost, has - there.
     """
     several = len({one["model"] for one in variants} - {NO_MODEL}) > 1
     rows = []

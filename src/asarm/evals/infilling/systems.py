@@ -39,7 +39,7 @@ class GapLengthPolicy:
     def __init__(
         self, every: Sequence[InfillExample], longest: int | None, propose: Callable[[InfillExample], list[int]]
     ):
-        """every: all examples of the group, so that what is learned does not depend on how many of them are used.
+        """every: all examples of the group, so that what is estimated does not depend on how many are used.
         longest: the model's positions. propose: the lengths that a search tries."""
         self.longest, self.propose = longest, propose
         self.median = round(float(np.median([len(example.reference_tokens) for example in every])))
@@ -68,7 +68,7 @@ class InfillSystem(Protocol):
     """What fills gaps.
 
     examples: by group. weights: digest of a model's weights. samplers: names of its variants; None for those that every
-    any-subset model has. trials: more than so many are of no use, None for no limit.
+    any-subset model has. trials: the largest useful number of trials, None for no limit.
     """
 
     name: str

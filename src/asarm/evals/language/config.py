@@ -20,7 +20,7 @@ class LanguageEvalConfig(EvalConfig):
     tasks: list[str] = option(list(TASKS), "of lambada and hellaswag")
     lambada: str = option("", "UTF-8 file, one passage a line; without it, cimec/lambada's test part from the Hub")
     hellaswag: str = option("", "official .jsonl file; without it, Rowan/hellaswag's validation part from the Hub")
-    max_items: int = option(0, "passages and questions: the first so many of each task; 0 for all")
+    max_items: int = option(0, "how many passages and questions of each task, from the first on; 0 for all")
     samplers: list[str] = option(
         ["sequential", "assd-self", GREEDY],
         f"how LAMBADA's words are sampled: {', '.join(NAMED_SAMPLERS)}, {GREEDY} (at temperature 0)",

@@ -185,7 +185,7 @@ def generate(
     """Text after each context, up to the first stop string (without it), end of text or max_tokens.
 
     The text is a function of its seed: the beginning of what fills a gap of max_tokens after the context. To stop
-    early, a short gap is filled first, and anew with twice the length while there is no stop in it. With the Gumbel
+    early, a short gap is filled first, and again with twice the length while there is no stop in it. With the Gumbel
     coupling, which is used whatever config says, the longer text begins with the shorter one: this does not change
     the distribution.
 

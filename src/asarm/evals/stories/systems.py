@@ -22,9 +22,9 @@ class StoryGapLengthPolicy(GapLengthPolicy):
     """Lengths of masked sentences. Stories are short: one that a model does not take whole is an error."""
 
     def __init__(self, task: str, every: Sequence[StoryExample], count: int, longest: int | None):
-        """count: most lengths that a search tries."""
+        """count: the largest number of lengths that a search tries."""
         first, after = TASKS[task]
-        distribution = LengthDistribution.learn([story.visible for story in every])
+        distribution = LengthDistribution.fit([story.visible for story in every])
         super().__init__(every, longest, lambda story: distribution.proposals(story.visible, after - first, count))
 
     def fitting(self, example: InfillExample, lengths: list[int]) -> list[int]:

@@ -191,7 +191,7 @@ os._exit(0)
 }
 
 
-# What the kernel must enforce lest a program do harm.
+# What the kernel must enforce so that a program does no harm.
 HARM = {
     "fork bomb": "number of processes",
     "thread bomb": "number of processes",

@@ -33,7 +33,7 @@ from asarm.evals.code.sandbox import supervisor
 from asarm.evals.code.sandbox.program import MESSAGE_CHARACTERS, READY, TOKEN_BYTES
 
 START_SECONDS = 60  # for a sandbox to start, on a busy machine
-END_SECONDS = 20  # for it to clear away what a program started
+END_SECONDS = 20  # for the supervisor to end what a program started
 POLL_SECONDS = 0.1  # how often to look whether a running sandbox is still wanted
 REPORT_BYTES = 1 << 14  # read of a report; longer ones are a program's doing
 PASSED, TIMED_OUT, FAILED = "passed", "timed out", "failed: "

@@ -78,7 +78,7 @@ def start_program(
 ) -> None:
     """Become the interpreter that runs the program: own session, root, folder, limits, user and environment."""
     with open(program.__file__, encoding="utf-8") as file:
-        source = file.read()  # now, for it cannot be read once the root has changed
+        source = file.read()  # now: it cannot be read once the root has changed
     python = os.path.realpath(sys.executable)
     os.setsid()
     os.dup2(1, program.REPORT_FD)
