@@ -4,7 +4,7 @@
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=2
 #
-# Fill gaps in stories and compare with what the author wrote, beside baselines:
+# Fill gaps in stories and compare with what the author wrote, and with baselines:
 #
 #     bash _run_nlp_infill_eval.sh [tiny|paper] [options]
 #     bash _run_nlp_infill_eval.sh language [options]    # last words (LAMBADA) and endings (HellaSwag)
@@ -16,7 +16,7 @@
 # Faster than paper, and as exact: paper --samplers sequential fused.
 set -euo pipefail
 
-# Slurm runs a copy of this script from its spool folder: the repository is then where the script lay that sbatch was
+# Slurm runs a copy of this script from its spool folder: the repository is then that of the script that sbatch was
 # given, or else where sbatch was called.
 submitted() {
     [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p'

@@ -14,7 +14,7 @@
 # Faster than paper, and as exact: paper --samplers sequential fused.
 set -euo pipefail
 
-# Slurm runs a copy of this script from its spool folder: the repository is then where the script lay that sbatch was
+# Slurm runs a copy of this script from its spool folder: the repository is then that of the script that sbatch was
 # given, or else where sbatch was called.
 submitted() {
     [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p'

@@ -6,8 +6,8 @@
 every token of the sequence in every evaluation: for XLNet it is the paper's samplers on `transformers`' own model with
 the same weights (tests/support/reference.py), for our GPT-2 the same samplers without a key/value cache. It is timed
 over a few evaluations (they all cost the same), and its seconds a text are that time multiplied by the evaluations that
-the sequence takes. Sequences are random tokens, 95 % masked, batch 1 unless said otherwise; everything is run in turn in one
-process.
+the sequence takes. Sequences are random tokens, 95 % masked, batch 1 unless said otherwise; everything is run in turn
+in one process.
 """
 
 import argparse

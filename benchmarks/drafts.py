@@ -1,4 +1,4 @@
-"""How drafts could be made better, and what other decoding orders would cost, on the tasks of benchmarks/fused.py.
+"""Acceptance of other kinds of drafts, and the cost of other decoding orders, on the tasks of benchmarks/fused.py.
 
     python benchmarks/drafts.py [--model tiny-text] [--texts 4] [--gaps 60]
 
@@ -190,7 +190,9 @@ def main() -> None:
     show("texts", "order", "nats a token", *depths, "tokens a call")
     show("---", "---", "---:", *["---:"] * len(depths), "---:")
     for task in tasks:
-        sequences = [(tokens, given) for tokens, given, target in task.sequences if int(target.sum()) > arguments.window]
+        sequences = [
+            (tokens, given) for tokens, given, target in task.sequences if int(target.sum()) > arguments.window
+        ]
         for name, arrange in ORDERS.items():
             results = [under_order(model, tokens, given, arrange, arguments.window) for tokens, given in sequences]
             nll = torch.tensor([nll for nll, _ in results])

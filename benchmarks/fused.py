@@ -2,9 +2,9 @@
 
     python benchmarks/fused.py [--text_models tiny-text] [--code_models tiny-code] [--texts 8] [--gaps 60]
 
-Every sequence is decoded alone by every variant in turn, so that a machine that slows down slows all. The table is printed
-as Markdown; the plots go to --plots (the folder docs), all numbers to --output. WikiText, stories and problems are read
-from the files named; without a name the small ones of eval_datasets are used.
+Every sequence is decoded alone by every variant in turn, so that a machine that slows down slows all. The table is
+printed as Markdown; the plots go to --plots (the folder docs), all numbers to --output. WikiText, stories and problems
+are read from the files named; without a name the small ones of eval_datasets are used.
 """
 
 import argparse
@@ -181,8 +181,8 @@ def parallel_at(nfe: float) -> dict[str, SamplerConfig]:
 
 @torch.inference_mode()
 def causal_seconds(model, task: Task, rounds: int = 3) -> float:
-    """Seconds a sequence of a left-to-right GPT-2 of the model's shape (random weights) with its cache: the prefix is read,
-    then as many tokens as the sequence has targets are sampled."""
+    """Seconds a sequence of a left-to-right GPT-2 of the model's shape (random weights) with its cache: the prefix is
+    read, then as many tokens as the sequence has targets are sampled."""
     config = model.config
     shape = {"n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head}
     causal = GPT2LMHeadModel(GPT2Config(vocab_size=config.vocab_size, n_positions=1024, **shape)).eval()

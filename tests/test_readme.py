@@ -1,4 +1,4 @@
-"""What the README says can be done is done here."""
+"""The README's commands and examples, and the links of all pages."""
 
 import re
 import shlex

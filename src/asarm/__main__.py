@@ -22,10 +22,10 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = sys.argv[1:]
     if not arguments or arguments[0] not in COMMANDS:
-        print("usage: python -m asarm COMMAND [options]\n", file=sys.stderr)
-        for name, text in COMMANDS.items():
-            print(f"  {name:10} {text}", file=sys.stderr)
-        return 2
+        asked = arguments[:1] in (["-h"], ["--help"])
+        lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+        print("usage: asarm COMMAND [options]\n", *lines, sep="\n", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     try:
         importlib.import_module(f"asarm.cli.{arguments[0]}").main(arguments[1:])
     except (ValueError, OSError, FloatingPointError) as error:

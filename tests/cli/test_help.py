@@ -30,6 +30,13 @@ def test_help_of_every_command(command, columns, monkeypatch, capsys):
     assert "%%" not in shown
 
 
+def test_help_lists_the_commands(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["asarm", "--help"])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
 def test_help_shows_percent_signs_as_they_are(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("sys.argv", ["asarm", "train", "--help"])

@@ -42,7 +42,7 @@ def test_text_and_cost(infill):
     assert printed.out.endswith(".\n")
     assert "_" not in printed.out
     assert printed.err.startswith("9 targets, ")
-    assert "judged drafts accepted" in printed.err
+    assert "verified drafts accepted" in printed.err
 
 
 def test_the_seed_decides_the_text(infill):
@@ -106,9 +106,9 @@ def test_trace_has_a_line_for_each_step_and_ends_in_the_text(infill, options):
 
 
 def test_frames_show_verdicts(codec):
-    """Two drafts accepted, the third replaced, a fourth not verified; then the last position is drawn without a draft."""
-    before, a, b, c, d, after, wrong, unjudged = codec.tokenizer.convert_tokens_to_ids(list("<abcd>xy"))
-    steps = [TraceStep([1, 2, 3, 4], [a, b, wrong, unjudged], 2, [(3, c)]), TraceStep([], [], 0, [(4, d)])]
+    """Two drafts accepted, the third replaced, a fourth not verified; then the last position drawn without a draft."""
+    before, a, b, c, d, after, wrong, unverified = codec.tokenizer.convert_tokens_to_ids(list("<abcd>xy"))
+    steps = [TraceStep([1, 2, 3, 4], [a, b, wrong, unverified], 2, [(3, c)]), TraceStep([], [], 0, [(4, d)])]
     target = [False, True, True, True, True, False]
     first, second = trace.frames(codec, [before, a, b, c, d, after], target, steps)
     assert first == [

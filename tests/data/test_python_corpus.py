@@ -1,4 +1,4 @@
-"""Which Python files of an installation are trained on."""
+"""The corpus of Python files: which files of an installation are in it."""
 
 import gzip
 import json

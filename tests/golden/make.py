@@ -1,4 +1,4 @@
-"""Behaviour in a file: small runs of every sampler and command, which must be the same after a change of structure.
+"""Golden file of behaviour: small runs of every sampler and command, which must not change with the structure.
 
 `python tests/golden/make.py` writes golden.json beside this script, `python tests/golden/make.py --check` compares with
 it. Only the public names of `asarm`, its command line and the files that commands write are used, so that modules may

@@ -1,4 +1,4 @@
-"""Behaviour stays what it was when golden.json was written by make.py."""
+"""The behaviour recorded in golden.json by make.py."""
 
 import json
 

@@ -1,6 +1,6 @@
-"""Loading from a Hub, through the command line: a loopback server stands in for it, and counts its requests.
+"""Loading from a Hub, through the command line: a loopback server replaces it, and counts the requests.
 
-The commands run in processes of their own, for `huggingface_hub` reads its environment when it is imported.
+The commands run in processes of their own, as `huggingface_hub` reads its environment when it is imported.
 """
 
 import json

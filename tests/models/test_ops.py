@@ -1,4 +1,4 @@
-"""The product for few rows is the usual one."""
+"""The linear layer for small batches against `F.linear`."""
 
 import pytest
 import torch

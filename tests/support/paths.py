@@ -1,4 +1,4 @@
-"""Folders that tests look into."""
+"""Paths of the folders that tests read."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Results of evaluations, as tests look at them."""
+"""Readers of the results of evaluations."""
 
 import html.parser
 import json

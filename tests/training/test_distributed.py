@@ -1,4 +1,4 @@
-"""Two processes (gloo, on the CPU) do what one does with twice the accumulation steps."""
+"""Distributed training: two processes (gloo, on the CPU) do what one does with twice the accumulation steps."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""No work is lost: killed, stopped, torn, out of room, a run goes on to the very weights of an uninterrupted one."""
+"""Resuming: after kills, stops, torn checkpoints or full disks a run ends with the weights of an uninterrupted one."""
 
 import contextlib
 import json

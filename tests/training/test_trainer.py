@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import json
 import shutil
-from itertools import pairwise
 
 import pytest
 import torch
@@ -14,113 +13,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadMo
 
 from asarm import load
 from asarm.data.tokenizer_training import train_tokenizer
-from asarm.models.rank_order import rank_order
-from asarm.objective.loss import DraftLossConfig, draft_queries, log_prob, training_loss
-from asarm.objective.masking import MaskingConfig, MaskingPattern, random_targets, training_targets
 from asarm.training.config import TrainingConfig
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
-from support.models import tiny_gpt2
 from support.training import PROSE, run_config
 from support.xlnet_tokenizer import train_xlnet_tokenizer
-
-
-def test_training_loss_is_the_mean_log_density():
-    model, generator = tiny_gpt2(20), torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, 19, (3, 16), generator=generator)
-    losses = training_loss(model, tokens, 0.6, DraftLossConfig(), torch.Generator().manual_seed(5))
-    target = random_targets(3, 16, 0.6, torch.Generator().manual_seed(5))
-    assert int(target.sum()) == 3 * 9
-    assert losses.draft is None
-    expected = -log_prob(model, tokens, ~target).sum() / target.sum()
-    torch.testing.assert_close(losses.joint.detach(), expected)
-
-
-def test_a_share_of_the_sequences_has_its_targets_in_one_span():
-    target = training_targets(torch.zeros(400, 20), 0.3, MaskingPattern(0.5), torch.Generator().manual_seed(0))
-    assert (target.sum(1) == 6).all()
-    starts = (target & ~torch.nn.functional.pad(target, (1, 0))[:, :-1]).sum(1)  # spans of each sequence
-    assert 160 < int((starts == 1).sum()) < 250
-    first = target.long().argmax(1)[starts == 1]
-    assert set(first.tolist()) == set(range(15))  # wherever a span of 6 fits
-    every = training_targets(torch.zeros(50, 20), 0.3, MaskingPattern(1.0), torch.Generator().manual_seed(0))
-    assert torch.equal(every, span_targets_by_hand(every))
-
-
-def span_targets_by_hand(target):
-    """Spans of as many targets from the first one on."""
-    first, positions = target.long().argmax(1, keepdim=True), torch.arange(target.shape[1])
-    return (positions >= first) & (positions < first + target.sum(1, keepdim=True))
-
-
-def test_a_share_of_the_sequences_has_its_targets_in_whole_lines():
-    newline, eos = 1, 2
-    tokens = torch.randint(0, 12, (200, 60), generator=torch.Generator().manual_seed(0))
-    target = training_targets(
-        tokens, 0.4, MaskingPattern(lines=1.0, line_ends=[newline, eos]), torch.Generator().manual_seed(1)
-    )
-    assert (target.sum(1) == 24).all()
-    masked = set()  # numbers of lines
-    for sequence, chosen in zip(tokens.tolist(), target.tolist(), strict=True):
-        ends = [-1, *(i for i, token in enumerate(sequence) if token in (newline, eos)), len(sequence) - 1]
-        lines = [chosen[start + 1 : end + 1] for start, end in pairwise(ends) if end > start]
-        in_part = [line for line in lines if any(line) and not all(line)]
-        assert len(in_part) <= 1
-        assert all(line == sorted(line) for line in in_part)  # what is masked of it is its end
-        whole = {index for index, line in enumerate(lines) if all(line)}
-        parities = [{index for index in range(len(lines)) if index % 2 == parity} for parity in (0, 1)]
-        assert any(whole <= parity or whole >= parity - {len(lines) - 1} for parity in parities)
-        masked |= whole
-    assert masked >= set(range(5))  # lines anywhere
-    mixed = training_targets(tokens, 0.4, MaskingPattern(0.3, 0.5, [newline, eos]), torch.Generator().manual_seed(1))
-    assert 60 < int((mixed == target).all(1).sum()) < 140
-    assert 30 < int((mixed == span_targets_by_hand(mixed)).all(1).sum()) < 90
-
-
-def test_spans_change_the_targets_of_the_loss_alone():
-    model, generator = tiny_gpt2(20), torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, 19, (3, 16), generator=generator)
-    losses = training_loss(model, tokens, 0.6, DraftLossConfig(), torch.Generator().manual_seed(5), MaskingPattern(1.0))
-    target = training_targets(tokens, 0.6, MaskingPattern(1.0), torch.Generator().manual_seed(5))
-    torch.testing.assert_close(losses.joint.detach(), -log_prob(model, tokens, ~target).sum() / target.sum())
-
-
-def test_draft_queries_stay_between_prompt_and_rank():
-    config = DraftLossConfig(draft_weight=1, draft_window=4, draft_share=1.0)
-    target = random_targets(5, 20, 0.7, torch.Generator().manual_seed(0))
-    order = rank_order(~target, target)
-    ranks, contexts = draft_queries(order, config, torch.Generator().manual_seed(1))
-    assert ranks.shape == (5, 13)  # 14 targets, all but the first
-    assert (contexts >= order.prompt_length[:, None]).all()
-    assert ((ranks - contexts >= 1) & (ranks - contexts <= 3)).all()
-    assert (ranks.sort(1).values == torch.arange(7, 20)).all()
-
-
-def test_draft_loss_is_the_loss_of_drafted_positions():
-    """Against queries whose contexts are cut back by hand."""
-    model = tiny_gpt2(20)
-    tokens = torch.randint(0, 19, (1, 12), generator=torch.Generator().manual_seed(2))
-    config = DraftLossConfig(draft_weight=1.0, draft_window=3, draft_share=0.5)
-    losses = training_loss(model, tokens, 0.5, config, torch.Generator().manual_seed(3))
-    generator = torch.Generator().manual_seed(3)
-    target = random_targets(1, 12, 0.5, generator)
-    order = rank_order(~target, target)
-    ranks, contexts = draft_queries(order, config, generator)
-    ranked = tokens.gather(1, order.order)
-    logits = model(ranked, order.order, order.content_context(), order.order.gather(1, ranks), contexts)
-    expected = torch.nn.functional.cross_entropy(logits[0], ranked.gather(1, ranks)[0])
-    torch.testing.assert_close(losses.draft, expected)
-
-
-def test_masking_rates():
-    config = MaskingConfig(mask_start=0.2, mask_low=0.6, mask_high=0.8, mask_warmup_steps=10)
-    assert config.rate(0, 0.7) == pytest.approx(0.2)
-    assert config.rate(5, 0.0) == pytest.approx(0.4)
-    assert config.rate(5, 1.0) == pytest.approx(0.5)
-    assert config.rate(99, 0.5) == pytest.approx(0.7)
-    for wrong in ({"mask_low": 0.0}, {"mask_high": 1.0}, {"mask_low": 0.9, "mask_high": 0.5}):
-        with pytest.raises(ValueError, match="mask_"):
-            MaskingConfig(**wrong)
 
 
 def test_learning_rate():

@@ -7,7 +7,7 @@ problems of this repository, about two minutes on two cores, offline. Programs a
 --allow_code_execution only.
 
 `python -m asarm code judge FILE.jsonl --split single-line` runs the tests of completions in the official
-format, of any model.
+format, whatever model wrote them.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Decode real text speculatively and sequentially, and compare: `python -m asarm decode [tiny|paper] [options]`.
 
 A preset gives the defaults, and every option overrides it. `paper` (the default): released weights, WikiText, 700 texts
-of 512 tokens, GPT-2-large as the judge; wants a GPU and the Hub. It decodes as the paper does; `--samplers sequential
-fused` takes fewer evaluations. `tiny`: the bundled model and the sample text of this repository, about two minutes on
-two cores, offline.
+of 512 tokens, GPT-2-large for perplexities; wants a GPU and the Hub. It decodes as the paper does; `--samplers
+sequential fused` takes fewer evaluations. `tiny`: the bundled model and the sample text of this repository, about two
+minutes on two cores, offline.
 """
 
 from typing import Any

@@ -16,13 +16,13 @@ from asarm.cli.render_trace import show_trace
 from asarm.data.readers import read_text
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.compiled import CompiledModel, compiled_for_decoding
-from asarm.models.load import load_on_device, pick_device
+from asarm.models.config import LoadingOptions
 from asarm.sampling import SampleResult, sample
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import Span, label_spans, parse_gaps
-from asarm.utils.config import option
+from asarm.utils.config import check_at_least, flat, from_options, nested, option, options_of
 from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries
 
@@ -32,38 +32,31 @@ class InfillConfig:
     """What to fill, and with which model."""
 
     file: str = option("", "read the text from this UTF-8 file")
-    model: str = option("tiny-text", "a bundled model, a folder or a Hub repository")
-    revision: str | None = option(None, "branch, tag or commit of a Hub repository")
-    white_space: str = option("auto", "auto, plain, or tokens: as the released code models read code")
-    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
-    dtype: str = option("auto", "auto (bfloat16 on GPUs that have it, else float32), float32 or bfloat16")
-    compile: str = option("off", "on, off or auto (on GPUs): decoding steps by torch.compile; slow to begin")
+    loading: LoadingOptions = nested(LoadingOptions, model="tiny-text", compile="off")  # compiling is slow to begin
     gap_tokens: int = option(8, "tokens of a gap without a number")
     seed: int = option(0, "the text is a function of the seed")
     samples: int = option(1, "texts to sample, in one batch, with the seeds seed, seed + 1, ...")
 
     def __post_init__(self) -> None:
-        for name, least in (("gap_tokens", 1), ("samples", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        check_at_least(self, gap_tokens=1, samples=1, seed=0)
         if self.seed + self.samples > 2**63:
             raise InputError(f"seed must be below 2**63 with all samples, not {self.seed}")
 
 
 def parse_arguments(arguments: list[str]) -> tuple[InfillConfig, SamplerConfig, Namespace]:
     """The two configurations, and a namespace with text (or None), trace and json."""
-    parser = HfArgumentParser((InfillConfig, SamplerConfig), prog="asarm infill", description=__doc__)
+    parser = HfArgumentParser((options_of(InfillConfig), SamplerConfig), prog="asarm infill", description=__doc__)
     parser.set_defaults(sampler="fused")
     parser.add_argument("text", nargs="?", help="the text, in quotes; - reads it from the standard input")
     # Not fields of a dataclass: such flags take an optional value, and would swallow the text that follows them.
     parser.add_argument("--trace", action="store_true", help="show the text growing, with every verdict on drafts")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    config, sampler, extra, rest = parser.parse_args_into_dataclasses(
+    options, sampler, extra, rest = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)} (put the text in quotes)")
-    return config, sampler, extra
+    return from_options(InfillConfig, **vars(options)), sampler, extra
 
 
 def input_text(text: str | None, file: str) -> str:
@@ -92,7 +85,7 @@ def cost_line(result: SampleResult) -> str:
     """What all samples together cost."""
     targets, nfe = int(result.targets.sum()), int(result.nfe.sum())
     proposed, accepted = int(result.proposed.sum()), int(result.accepted.sum())
-    drafts = f"{accepted} of {proposed} judged drafts accepted, " if proposed else ""
+    drafts = f"{accepted} of {proposed} verified drafts accepted, " if proposed else ""
     texts = f"{len(result.tokens)} texts, " if len(result.tokens) > 1 else ""
     return f"{texts}{targets} targets, {nfe} NFE, {targets / nfe:.2f} tokens per NFE, {drafts}{result.seconds:.2f} s"
 
@@ -129,18 +122,16 @@ def as_json(
         | ({"trace": [asdict(step) for step in result.trace[row]]} if result.trace else {})
         for row, tokens in enumerate(result.tokens.tolist())
     ]
-    return {"infill": asdict(config), "sampler": asdict(sampler), "seconds": result.seconds, "samples": samples}
+    return {"infill": flat(config), "sampler": asdict(sampler), "seconds": result.seconds, "samples": samples}
 
 
 def main(arguments: list[str]) -> None:
     config, sampler, extra = parse_arguments(arguments)
     text = input_text(extra.text, config.file)
     quiet_libraries()
-    model, codec = load_on_device(
-        config.model, config.revision, config.white_space, pick_device(config.device), config.dtype
-    )
+    model, codec = config.loading.load()
     batch = parse_gaps(text, codec, config.gap_tokens, getattr(model.config, "n_positions", None))
-    result = fill(compiled_for_decoding(model, config.compile), batch, config, sampler, extra.trace)
+    result = fill(compiled_for_decoding(model, config.loading.compile), batch, config, sampler, extra.trace)
     target = batch.target[0].tolist()
     if extra.json:
         print(json.dumps(as_json(config, sampler, codec, target, result), ensure_ascii=False, indent=2))

@@ -26,7 +26,7 @@ STDLIB_PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json"
 def corpus_files(paths: list[str], extensions: Iterable[str] = (".txt",)) -> list[Path]:
     """The files named, and the files below the folders named that have one of the extensions, sorted by folder.
 
-    `stdlib` stands for some packages of Python's standard library. Raises InputError if there are no such files.
+    `stdlib` means some packages of Python's standard library. Raises InputError if there are no such files.
     """
     files = []
     for path in paths:

@@ -95,8 +95,8 @@ class PackedStreams(torch.utils.data.IterableDataset):
     """Some readers of a dataset, in turns: yields (reader, sequences [batch, N] int32, state of the reader after them).
 
     readers: their numbers. states: reader -> state, as yielded; readers that are missing begin at the beginning.
-    Endless: a reader that has read everything begins another epoch. With a DataLoader of W workers, W must divide the number of
-    readers.
+    Endless: a reader that has read everything begins another epoch. With a DataLoader of W workers, W must divide the
+    number of readers.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Evaluations that go on where they stopped: the protocol that all of them follow.
+"""`Evaluation`: what all evaluations implement, so that an interrupted run resumes where it stopped.
 
-An evaluation is a list of units. A unit is run, timed and written at once, as one or more lines of `samples.jsonl`; a
-line says by some of its fields which unit it belongs to. Results must be a function of the settings, not of what was
+An evaluation is a list of units. A unit is run, timed and written as a whole, as one or more lines of `samples.jsonl`;
+some fields of a line say which unit it belongs to. Results must be a function of the settings, not of what was
 run before in the same process.
 """
 

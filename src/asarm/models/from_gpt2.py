@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from asarm.models.backbone import AnyOrderModel
-from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config, Block
+from asarm.models.gpt2 import AnyOrderGPT2, Block, new_gpt2
 from asarm.models.load import BACKBONES, TOKENIZER_FILES, load, model_folder, read_config, read_tokenizer, read_weights
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
@@ -99,20 +99,12 @@ def new_tokenizer(name: str | Path, folder: Path) -> tuple[PreTrainedTokenizerBa
 
 def new_model(config: GPT2Config, codec: TextCodec) -> AnyOrderGPT2:
     """Our backbone with random weights, in the shape of a GPT-2 and with the vocabulary of a codec."""
-    return AnyOrderGPT2(
-        AnyOrderGPT2Config(
-            vocab_size=vocabulary_size(codec.tokenizer),
-            n_positions=config.n_positions,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            layer_norm_epsilon=config.layer_norm_epsilon,
-            initializer_range=config.initializer_range,
-            mask_token_id=codec.mask_token_id,
-            eos_token_id=codec.eos_token_id,
-            pad_token_id=codec.tokenizer.pad_token_id,
-            white_space="tokens" if codec.white_space_tokens else "plain",
-        )
+    names = ("n_positions", "n_embd", "n_layer", "n_head", "layer_norm_epsilon", "initializer_range")
+    return new_gpt2(
+        codec,
+        vocab_size=vocabulary_size(codec.tokenizer),
+        white_space="tokens" if codec.white_space_tokens else "plain",
+        **{name: getattr(config, name) for name in names},
     )
 
 

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from asarm.models.backbone import AnyOrderModel, RowBlock, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
 from asarm.models.ops import normed_linear, recompute_in_backward, small_batch_linear
+from asarm.tokenization.codec import TextCodec
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, [B, 1, R, D / 2] each
 
@@ -240,6 +241,17 @@ class AnyOrderGPT2(AnyOrderModel):
 
     def output_layer(self) -> tuple[torch.Tensor, None]:
         return self.wte.weight, None
+
+
+def new_gpt2(codec: TextCodec, **shape: Any) -> AnyOrderGPT2:
+    """A model with random weights for the tokens of a codec. shape: fields of its config, vocab_size among them."""
+    config = AnyOrderGPT2Config(
+        mask_token_id=codec.mask_token_id,
+        eos_token_id=codec.eos_token_id,
+        pad_token_id=codec.tokenizer.pad_token_id,
+        **shape,
+    )
+    return AnyOrderGPT2(config)
 
 
 AutoConfig.register(AnyOrderGPT2Config.model_type, AnyOrderGPT2Config)

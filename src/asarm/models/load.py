@@ -128,7 +128,9 @@ def read_config(name: str | Path, folder: Path, known: Iterable[str] = tuple(BAC
 def read_weights(model_class: type[PreTrainedModel], name: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     """A model of a class with the weights in a folder. Raises InputError when these are missing, damaged or unfit."""
     with (
-        as_input_error(lambda reason: f"the weights in {folder} are damaged, download them again: {reason}", SafetensorError),
+        as_input_error(
+            lambda reason: f"the weights in {folder} are damaged, download them again: {reason}", SafetensorError
+        ),
         as_input_error(lambda reason: f"cannot load {name}: {reason}", OSError, RuntimeError),
     ):
         loaded: Any = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)

@@ -24,7 +24,8 @@ def cross_entropy(
     """Negative log-likelihoods [...] (nats, float32) of targets [...] int64 under softmax(hidden weight^T + bias).
 
     hidden: [..., E]. weight: [V, E]. bias: [V] or None. excluded: a token whose probability is 0 (the mask token).
-    elements: the largest number of logits to hold at a time. Products run in the dtype of autocast where it is on, sums in float32.
+    elements: the largest number of logits held at once. Products run in the dtype of autocast where it is on, sums in
+    float32.
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):

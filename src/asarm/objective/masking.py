@@ -16,8 +16,8 @@ class MaskingConfig:
     mask_low: float = option(0.85, "lowest masking rate after the warm-up")
     mask_high: float = option(0.99, "highest masking rate after the warm-up")
     mask_warmup_steps: int = option(0, "steps in which the rates move from mask_start to [mask_low, mask_high]")
-    mask_spans: float = option(0.0, "share of the sequences whose masked tokens are one run, as gaps are; 0 is the paper's")
-    mask_lines: float = option(0.0, "share of the sequences whose masked tokens are whole lines, as gaps in code are")
+    mask_spans: float = option(0.0, "share of sequences whose masked tokens are one run, as gaps are; 0 is the paper's")
+    mask_lines: float = option(0.0, "share of sequences whose masked tokens are whole lines, as gaps in code are")
 
     def __post_init__(self) -> None:
         for name in ("mask_start", "mask_low", "mask_high"):

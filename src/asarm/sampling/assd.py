@@ -110,8 +110,8 @@ def bigram_distribution(
     """Distribution [B, V] float32 of the token after `left` [B]: how often each followed it among the known tokens.
 
     sequence: [B, N] int64. known: [B, N] bool. Where `left` was never followed by anything, or there is none (has_left
-    [B] false), it is that of the known tokens; where nothing is known, it is uniform. Counted again in every
-    call, so that it is always up to date.
+    [B] false), it is that of the known tokens; where nothing is known, it is uniform. Counted in every call, so
+    that it is always up to date.
     """
     pairs = known[:, :-1] & known[:, 1:] & (sequence[:, :-1] == left[:, None]) & has_left[:, None]
     zeros = sequence.new_zeros(len(sequence), vocab_size, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A batch while it is being decoded: tokens in rank order, how many of them are decided, and the key/value cache."""
+"""`DecodeState`: the tokens of a batch in rank order, how many of them are decided, and the key/value cache."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -34,7 +34,7 @@ class DecodeState:
         window: int,
         lookahead: int,
     ):
-        """window: at most so many drafts are verified at once. lookahead: so many ranks from the next one on are queried."""
+        """window, lookahead: maxima of drafts verified at once, and of ranks, from the next one on, queried at once."""
         order = rank_order(batch.given, batch.target)
         count, length = batch.tokens.shape
         self.model, self.config = cast(AnyOrderModel, model), config  # a compiled one has the same methods

@@ -1,9 +1,9 @@
 """Fused speculative decoding: one function evaluation verifies a window of drafts and prepares the next one.
 
 Where the next window begins depends on how many drafts will be accepted, so each evaluation also asks for the window
-after every possible number a of them: the ranks after rank n + a, seen from the first n + a ranks. Such a query lacks
-the token at rank n + a, which is drawn when the evaluation is done, and the other drafts of its window; a draft head,
-if the model has one, supplies the nearest of these. A draft depends on nothing but tokens that are decided or
+after every possible number a of them: the ranks after rank n + a, seen from the first n + a ranks. Such a query does
+not see the token at rank n + a, which is drawn when the evaluation is done, nor the other drafts of its window; a draft
+head, if the model has one, supplies the nearest of these. A draft depends on nothing but tokens that are decided or
 drafted before it, so verification leaves exactly the target distribution.
 
 Shapes: B rows, W drafts in the window, K = W + 1 verified columns (the drafts and the rank after them), Q drafting

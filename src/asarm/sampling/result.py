@@ -1,4 +1,4 @@
-"""What every sampler returns: filled sequences, their costs, and a trace on request."""
+"""`SampleResult`, which every sampler returns: filled sequences, their costs, and a trace on request."""
 
 from dataclasses import dataclass, field
 

@@ -6,7 +6,7 @@ Every rule returns tokens with exactly the target distribution, whatever distrib
 
 window: the drafts. log_p: [B, K, V] float32, target log-probs at the window's positions, each given all tokens before.
 tolerance: of `residual` only. accepted: [B] int64, how many of the first drafts are kept. next_tokens: [B] int64, the
-token after those, to be ignored where all K columns were accepted.
+token after those, ignored where all K columns were accepted.
 
 Shapes: B rows, K columns of the window, V vocabulary.
 """

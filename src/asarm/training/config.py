@@ -1,10 +1,10 @@
 """Settings of a training run."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from asarm.data.config import DataConfig
-from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.models.gpt2 import AnyOrderGPT2, new_gpt2
 from asarm.objective.loss import DraftLossConfig
 from asarm.objective.masking import MaskingConfig, MaskingPattern
 from asarm.tokenization.codec import TextCodec
@@ -24,18 +24,7 @@ class ModelConfig:
 
     def build(self, codec: TextCodec) -> AnyOrderGPT2:
         """A randomly initialised `gpt2` backbone for a tokenizer with mask, eos and pad tokens."""
-        return AnyOrderGPT2(
-            AnyOrderGPT2Config(
-                vocab_size=len(codec),
-                n_positions=self.n_positions,
-                n_embd=self.n_embd,
-                n_layer=self.n_layer,
-                n_head=self.n_head,
-                mask_token_id=codec.mask_token_id,
-                eos_token_id=codec.eos_token_id,
-                pad_token_id=codec.tokenizer.pad_token_id,
-            )
-        )
+        return new_gpt2(codec, **(asdict(self) | {"vocab_size": len(codec)}))
 
 
 @dataclass
@@ -124,7 +113,7 @@ class RunConfig:
         return targets, round(self.draft.draft_share * (targets - 1)) if self.draft.draft_weight > 0 else 0
 
     def gaps(self, codec: TextCodec) -> MaskingPattern:
-        """How targets are arranged in a sequence. Raises InputError for lines with a tokenizer that keeps no newlines."""
+        """The arrangement of targets in a sequence. Raises InputError for lines with a tokenizer without newlines."""
         ends = codec.line_ends() if self.masking.mask_lines else []
         if self.masking.mask_lines and set(ends) <= {codec.eos_token_id}:
             raise InputError("mask_lines needs a tokenizer that keeps newlines, as --white_space tokens makes XLNet's")

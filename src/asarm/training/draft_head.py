@@ -45,7 +45,7 @@ class DraftHeadConfig:
     revision: str | None = option(None, "branch, tag or commit of a Hub repository")
     output_dir: str = option("", "folder for the model with its draft head")
     hidden: int = option(256, "hidden width of the head")
-    window: int = option(5, "drafting queries lack 1 .. window tokens")
+    window: int = option(5, "drafting queries do not see the last 1 .. window tokens")
     span_share: float = option(0.5, "share of the sequences whose masked tokens are one contiguous span")
     max_steps: int = option(1000, "optimiser steps")
     batch_size: int = option(2, "sequences a step")

@@ -1,4 +1,4 @@
-"""What is reported of a training run: its sizes, a dry run, and the loss curve."""
+"""Reports of a training run: its sizes, a dry run, and the loss curve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The folder of a training run: whose it is (config.json), and its metrics by step (metrics.jsonl)."""
+"""The folder of a training run: the settings it belongs to (config.json), and its metrics by step (metrics.jsonl)."""
 
 import json
 from pathlib import Path

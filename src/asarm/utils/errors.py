@@ -1,4 +1,4 @@
-"""User errors: shown as one line, exit code 2."""
+"""`InputError`: user errors, shown as one line, with exit code 2."""
 
 
 class InputError(ValueError):

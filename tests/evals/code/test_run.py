@@ -94,7 +94,7 @@ def test_pass_rates_come_from_the_verdicts(finished):
     table = (finished / "table.md").read_text()
     assert table.startswith("generated code runs in a sandbox")
     assert table.count("| model | variant | pass@1 | exact match |") == 2
-    assert "Cut at their far ends, for the model takes no more tokens: 2 of sequential" in table
+    assert "Cut at their far ends, as the model takes no more tokens: 2 of sequential" in table
     assert (finished / "code.png").read_bytes().startswith(b"\x89PNG")
 
 

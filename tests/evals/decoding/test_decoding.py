@@ -1,4 +1,4 @@
-"""The speculative-decoding evaluation: end to end on a random model, resuming, statistics, scoring models, bad input."""
+"""The decoding evaluation: end to end on a random model, resuming, statistics, scoring models, bad input."""
 
 import json
 import math

@@ -116,7 +116,7 @@ def test_a_score_is_the_sum_over_the_continuation_alone(make, batch_size):
         assert score.is_greedy == greedy
 
 
-def test_best_is_told_with_the_same_densities():
+def test_the_most_probable_tokens_come_with_the_same_densities():
     model = tiny_gpt2()
     tokens = torch.randint(0, 4, (6, 9), generator=torch.Generator().manual_seed(0))
     given = torch.rand(6, 9, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -175,7 +175,7 @@ def test_contexts_are_cut_on_the_left_and_counted(bundled):
 
 
 class UnigramModel:
-    """Gives every position the same distribution, in which the tokens of one word are far more probable than all others."""
+    """Gives every position the same distribution, in which the tokens of one word are far more probable than others."""
 
     def __init__(self, codec, word):
         self.config = SimpleNamespace(n_positions=128, mask_token_id=codec.mask_token_id)

@@ -1,4 +1,4 @@
-"""The model in lm-evaluation-harness: its numbers beside our script's, windows, generation, its command line."""
+"""The model in lm-evaluation-harness: its numbers against our script's, windows, generation, its command line."""
 
 import json
 import logging
@@ -217,8 +217,8 @@ def test_greedy_text_is_the_argmax_text_up_to_the_stop(sampler):
 
 
 def test_sampled_text_does_not_depend_on_where_it_is_looked_at(lm, monkeypatch):
-    """Gaps that grow give what one gap of full length gives: the stop is found, and the distribution is not changed. Text is
-    a function of its seed alone, whatever the sampler."""
+    """Gaps that grow give what one gap of full length gives: the stop is found, and the distribution is not changed.
+    Text is a function of its seed alone, whatever the sampler."""
     contexts = [lm.tok_encode(text) for text in ("The old man", "She said that the king was", "In the morning")]
 
     def texts(first_gap, stops, **sampler):

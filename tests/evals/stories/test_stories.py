@@ -181,13 +181,13 @@ def test_prefix_only_does_not_see_the_suffix(model_and_gaps):
     assert texts[2] != texts[3]
 
 
-def one_after_prefix(model, tokens, begin, place):
-    """log p(token at `place` | all before it), where the first `begin` tokens see each other."""
-    positions = torch.arange(place)[None]
-    query = torch.tensor([[place]])
+def one_after_prefix(model, tokens, begin, position):
+    """log p(token at `position` | all before it), where the first `begin` tokens see each other."""
+    positions = torch.arange(position)[None]
+    query = torch.tensor([[position]])
     with torch.no_grad():
-        logits = model(tokens[:, :place], positions, (positions + 1).clamp(min=begin), query, query)
-    return float(torch.log_softmax(logits[0, 0], dim=-1)[tokens[0, place]])
+        logits = model(tokens[:, :position], positions, (positions + 1).clamp(min=begin), query, query)
+    return float(torch.log_softmax(logits[0, 0], dim=-1)[tokens[0, position]])
 
 
 def test_score_is_the_joint_density_after_the_prefix(model_and_gaps):
@@ -195,9 +195,9 @@ def test_score_is_the_joint_density_after_the_prefix(model_and_gaps):
     some = [story.reference_tokens[:length] for story, length in zip(gaps, (2, 9, 1, 6, 4), strict=True)]
     for story, gap, found in zip(gaps, some, scores(model, gaps, some), strict=True):
         tokens, begin = torch.tensor([story.prefix_tokens + gap + story.suffix_tokens]), len(story.prefix_tokens)
-        places = range(begin, tokens.shape[1])
-        total = sum(one_after_prefix(model, tokens, begin, place) for place in places)
-        assert found == pytest.approx(total / len(places), abs=1e-4)
+        positions = range(begin, tokens.shape[1])
+        total = sum(one_after_prefix(model, tokens, begin, position) for position in positions)
+        assert found == pytest.approx(total / len(positions), abs=1e-4)
 
 
 def test_causal_model_goes_on_from_the_prefix(tmp_path, tiny_folder):

@@ -2,8 +2,8 @@
 
 A masked line (`single-line`) is taken to be as long as the visible lines of code. A span between two random positions
 in the code (`random-span`, and in whole lines `multi-line`) is some multiple of the code that is left, with a known
-distribution. Lengths spread over orders of magnitude, so what is estimated from all problems is the distribution of their
-logarithms (see `asarm.evals.infilling.gap_length`). Docstrings do not count: they are never masked.
+distribution. Lengths spread over orders of magnitude, so what is estimated from all problems is the distribution of
+their logarithms (see `asarm.evals.infilling.gap_length`). Docstrings do not count: they are never masked.
 """
 
 import math

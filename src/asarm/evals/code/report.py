@@ -78,7 +78,7 @@ def _shares(variants: list[dict]) -> str:
 
 def _truncated(variants: list[dict]) -> str:
     cuts = [f"{one['cut']} of {one['variant']} ({one['model']})" for one in variants if one["cut"]]
-    return f"Cut at their far ends, for the model takes no more tokens: {', '.join(cuts)}.\n" if cuts else ""
+    return f"Cut at their far ends, as the model takes no more tokens: {', '.join(cuts)}.\n" if cuts else ""
 
 
 def _comparisons(compared: list[dict]) -> str:

@@ -1,4 +1,4 @@
-"""Code with a gap: does what a model writes between prompt and suffix pass the tests, and at what cost?
+"""The evaluation on code: completions between prompt and suffix, the results of their tests, and costs.
 
 Every problem, variant and sample gives one line of `samples.jsonl`, which is a function of them and of the seed, so
 that an interrupted run goes on where it stopped. Completions are written in the format of OpenAI's package, too. Where

@@ -1,1 +1,1 @@
-"""Sequential against speculative decoding of real text."""
+"""Evaluation of sequential and speculative decoding of real text."""

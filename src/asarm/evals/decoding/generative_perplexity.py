@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from asarm.evals.hub import load_causal
+from asarm.models.compiled import DecodingModel
 from asarm.objective.loss import log_prob
 from asarm.utils.errors import InputError
 
@@ -31,7 +32,7 @@ def token_entropy(tokens: Sequence[int]) -> float:
     return float(-(shares * np.log2(shares)).sum()) + 0.0  # no -0.0
 
 
-def self_scorer(model) -> Scorer:
+def self_scorer(model: DecodingModel) -> Scorer:
     """The AS-ARM itself: its exact joint NLL with nothing given, which is in left-to-right order; its own tokens."""
 
     def score(texts: Sequence[str], tokens: torch.Tensor) -> list[TextScore]:
@@ -60,6 +61,6 @@ def causal_scorer(name: str, device: torch.device) -> Scorer:
     return lambda texts, tokens: [score_one(text) for text in texts]
 
 
-def load_scorer(name: str, model, device: torch.device) -> Scorer:
+def load_scorer(name: str, model: DecodingModel, device: torch.device) -> Scorer:
     """The scoring model: `self` is the AS-ARM that decoded, any other name a causal language model."""
     return self_scorer(model) if name == "self" else causal_scorer(name, device)

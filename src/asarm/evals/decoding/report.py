@@ -110,7 +110,7 @@ def _acceptance_table(drafting: dict[str, list[float | None]]) -> list[str]:
         for name, shares in drafting.items()
     ]
     table = markdown_table(["variant", *map(str, range(1, width + 1))], rows)
-    return ["Share of judged drafts that were accepted, by index in the window.\n", table]
+    return ["Share of verified drafts that were accepted, by index in the window.\n", table]
 
 
 def _sweep_table(sweep: dict[str, list[dict]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sequential against speculative decoding of real text: what each costs, and whether the text is the same.
+"""The decoding evaluation: costs and quality of sequential and speculative decoding of real text.
 
 Packed sequences, most tokens masked, are decoded by every variant with the same masks and seeds. Each sequence and
 variant gives one line of `samples.jsonl`, so that an interrupted run goes on where it stopped; tables, tests and plots

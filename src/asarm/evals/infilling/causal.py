@@ -1,4 +1,4 @@
-"""Gaps filled from left to right by a causal language model."""
+"""`CausalModel`: fills gaps from left to right with a causal language model."""
 
 from collections.abc import Sequence
 

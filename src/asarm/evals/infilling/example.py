@@ -40,7 +40,7 @@ def without_mask_token(example: SomeExample, codec: TextCodec, kind: str) -> Som
 
 
 def truncate_context(example: SomeExample, length: int, longest: int | None) -> SomeExample:
-    """The example with as much context as fits beside a gap of `length` tokens into `longest` (None: no limit).
+    """The example with as much context as fits into `longest` with a gap of `length` tokens (None: no limit).
 
     The far ends of prefix and suffix are cut off. Each keeps half of the room, or more where the other needs less.
     length: less than `longest`.

@@ -1,8 +1,8 @@
 """Lengths of gaps that are not given: a distribution estimated from the visible text, and the choice among proposals.
 
 The length of a gap is estimated from pieces of the visible text that are of the gap's kind, such as sentences. Their
-lengths vary between texts and within them; both variances are estimated from the visible pieces of all texts, which gives
-a normal distribution for the length of each gap. Proposals are quantiles of it, equally likely a priori.
+lengths vary between texts and within them; both variances are estimated from the visible pieces of all texts, which
+gives a normal distribution for the length of each gap. Proposals are quantiles of it, equally likely a priori.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class LengthDistribution:
         return cls(mean, max(0.0, float(of_means - within) / float(usual_size)), within)
 
     def gap(self, visible: Sequence[float], pieces: int) -> tuple[float, float]:
-        """Mean and standard deviation of the length of a gap of `pieces` pieces beside the visible ones."""
+        """Mean and standard deviation of the length of a gap of `pieces` pieces, given the visible ones."""
         weight = 0.0  # of the text's own pieces
         if len(visible) and self.between:
             weight = self.between / (self.between + self.within / len(visible))

@@ -1,4 +1,4 @@
-"""Gaps filled in batches by an any-subset model, with the length given or searched."""
+"""Infilling with an any-subset model: gaps filled in batches, with the length given or searched."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

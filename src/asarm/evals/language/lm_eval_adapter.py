@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from asarm.evals.language.likelihood import COLD, Pair, Score, cut_left, iterate_scores, pair_batch
 from asarm.evals.resumable import batches, sampling_seed
+from asarm.models.compiled import DecodingModel
 from asarm.models.load import load_on_device, pick_device
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
@@ -107,7 +108,7 @@ class AsArmLM(TemplateLM):
             self.cache_hook.add_partial("loglikelihood", requests[index][0], tuple(score))
         return cast("list[Score]", results)
 
-    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, each after an end-of-text token, in windows that score each token once."""
         pairs, owner = [], []
         for number, request in enumerate(requests):
@@ -174,7 +175,7 @@ class AsArmLM(TemplateLM):
 
 
 def generate(
-    model,
+    model: DecodingModel,
     codec: TextCodec,
     contexts: list[list[int]],
     seeds: list[int],

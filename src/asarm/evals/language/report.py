@@ -1,4 +1,4 @@
-"""From the lines of the language evaluation to accuracies, perplexities, intervals and a table."""
+"""Report of the language evaluation: accuracies, perplexities, intervals and a table, from its lines."""
 
 import math
 

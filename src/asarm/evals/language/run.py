@@ -1,4 +1,4 @@
-"""Understanding: the last word of LAMBADA's passages, and which of HellaSwag's four endings is right.
+"""The language evaluation: the last words of LAMBADA's passages, and HellaSwag's four endings.
 
 LAMBADA: the last word is a gap after the rest of the passage. It is sampled, and compared with the reference word as a
 string; the gap is as long as the reference word's tokens, which the paper gives away, too. And the exact log-likelihood

@@ -1,4 +1,4 @@
-"""Stories with a gap: how close what a model writes is to what the author wrote, beside baselines, and at what cost.
+"""The evaluation on stories: gaps filled by models and baselines, compared with the author's text, and costs.
 
 Every story, task, variant and trial gives one line of `samples.jsonl`, which is a function of them and of the seed,
 so that an interrupted run goes on where it stopped; tables, plots and the page of stories are made from that file.

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the sandbox: none may leave a process behind."""
+"""Fixtures of the tests of the sandbox: none may leave a process running."""
 
 import os
 import sys

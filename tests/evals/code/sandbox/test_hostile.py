@@ -233,7 +233,7 @@ def seen(folder):
 
 @linux
 @pytest.mark.parametrize("name", ["endless loop", "zombies", "daemon", "daemon of another program"])
-def test_what_is_left_behind_is_ended_without_namespaces_too(name, monkeypatch):
+def test_what_a_program_started_is_ended_without_namespaces_too(name, monkeypatch):
     refused = "supervisor.Linux.enter_namespaces = lambda self: False\nsupervisor.main()"
     monkeypatch.setattr(runner, "START_SUPERVISOR", runner.START_SUPERVISOR.replace("supervisor.main()", refused))
     verdicts = dict(check_all([HOSTILE[name], BENIGN], QUICK))

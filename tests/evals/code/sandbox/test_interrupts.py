@@ -1,4 +1,4 @@
-"""Whatever ends a run of programs leaves nothing behind."""
+"""Interrupts: whatever ends a run of programs, all processes end and no files are left."""
 
 import os
 import signal

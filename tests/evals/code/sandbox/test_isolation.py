@@ -68,7 +68,7 @@ def test_no_privileges_can_be_gained():
 
 @linux
 def test_everything_is_enforced_where_the_kernel_allows_it():
-    """Lest the tests above be skipped because the sandbox no longer does its work."""
+    """So that the tests above are not skipped because the sandbox no longer does its work."""
     own = ["unshare", "--net", "--pid", "--mount", "--ipc", "--uts", "--fork"]
     command = own if os.geteuid() == 0 else [*own, "--user", "--map-root-user"]
     if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode != 0:

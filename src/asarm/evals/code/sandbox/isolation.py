@@ -1,4 +1,4 @@
-"""Which of its promises the sandbox keeps on this machine: a program tries to break each of them."""
+"""Checks of what the sandbox enforces on this machine: a program tries to break each guarantee."""
 
 import os
 import socket
@@ -78,7 +78,7 @@ def isolation() -> dict[str, bool]:
     - network: none, not even the machine's own.
     - files: none outside the temporary folder can be written.
     - secrets: nor read, but for Python and the system's libraries.
-    - other processes: can be neither seen nor signalled, and those that a program leaves behind always end with it.
+    - other processes: can be neither seen nor signalled, and those that a program starts always end with it.
     - number of processes, memory: the limits hold.
     - no root: the program is not root.
     """

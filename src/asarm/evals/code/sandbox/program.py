@@ -1,4 +1,4 @@
-"""Runs one untrusted program and reports how it ended: all that the innermost interpreter knows.
+"""The innermost interpreter: runs one untrusted program and reports how it ended.
 
 `supervisor` passes the text of this file to an interpreter with `-c`, since from inside the sandbox no file of ours can
 be read. Standard input is a file, the secret token and then the program. Imports are few: they cost start-up time.

@@ -7,7 +7,7 @@ sight of other processes and no files but Python's own. When it ends, or its tim
 A pass is a random token that the program's interpreter sends when the program has run to its end, see
 `program.run_and_send_token`; exit codes, printed words, patched builtins and forked copies cannot make one.
 
-Differences from OpenAI's `human-eval-infilling`, for programs that mean no harm: memory is limited; only the standard
+Differences from OpenAI's `human-eval-infilling`, for harmless programs: memory is limited; only the standard
 library can be imported, without `ctypes` and `asyncio`; the functions of `os` and `subprocess` that are taken away
 there work here, in the sandbox; a program that swallows the exception of the time limit has timed out all the same;
 messages name the type of the exception; strings hash the same in every run.

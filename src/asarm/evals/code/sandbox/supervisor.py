@@ -58,8 +58,8 @@ def choose_user(own_root: bool, namespaces: bool) -> tuple[int, int]:
     which count towards the limit of processes."""
     if os.geteuid() != 0:
         release = tuple(int(part) for part in os.uname().release.split(".")[:2] if part.isdigit())
-        counts_anew = namespaces and release >= (5, 14)  # as user namespaces do since then
-        return 0, 0 if counts_anew else count_tasks(os.getuid())
+        counts_separately = namespaces and release >= (5, 14)  # as user namespaces do since then
+        return 0, 0 if counts_separately else count_tasks(os.getuid())
     for user in (FIRST_USER + os.getpid(), NOBODY):
         try:
             os.seteuid(user)
@@ -145,7 +145,7 @@ def set_limits(limits: dict[str, float], other_tasks: int) -> None:
 
 
 def end_descendants(child: int) -> None:
-    """End what the program left behind, where there is no namespace of processes that would have done so."""
+    """End what the program has started, where there is no namespace of processes that would have done so."""
     import contextlib
     import time
 
