@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import shutil
 from pathlib import Path
 
 from asarm.utils.jsonl import read_json_lines
@@ -16,6 +17,18 @@ def without_times(lines: list[dict], *fields: str) -> list[str]:
     """Lines that can be compared: sorted, without times and the fields named."""
     dropped = dict.fromkeys(("seconds", *fields))
     return sorted(json.dumps(line | dropped, sort_keys=True) for line in lines)
+
+
+def interrupted_copy(finished: Path, folder: Path, kept: float, *others: str) -> bytes:
+    """A copy of a finished run of which only a share of the lines' bytes was written. Returns those of `samples.jsonl`.
+
+    others: files that are cut in the same way.
+    """
+    shutil.copytree(finished, folder)
+    for name in ("samples.jsonl", *others):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: int(kept * len(whole))])
+    return (finished / "samples.jsonl").read_bytes()
 
 
 class _Reader(html.parser.HTMLParser):

@@ -19,7 +19,7 @@ from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from asarm.utils.jsonl import read_json_lines
 from support.code_problems import OWN, ROWS, SAMPLES, SPAN_ROWS, fake_verdicts, problems_of
-from support.results import lines_of, without_times
+from support.results import interrupted_copy, lines_of, without_times
 
 
 def test_every_problem_is_completed_by_every_variant(finished, tiny_folder):
@@ -101,11 +101,8 @@ def test_pass_rates_come_from_the_verdicts(finished):
 @pytest.mark.parametrize("kept", [0.0, 0.4, 0.8])
 def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_path, monkeypatch, kept):
     folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    whole = (folder / "samples.jsonl").read_bytes()
-    (folder / "samples.jsonl").write_bytes(whole[: int(kept * len(whole))])
-    verdicts_before = (folder / "verdicts.jsonl").read_bytes()
-    (folder / "verdicts.jsonl").write_bytes(verdicts_before[: int(kept * len(verdicts_before))])
+    whole = interrupted_copy(finished, folder, kept, "verdicts.jsonl")
+    known = (folder / "verdicts.jsonl").read_bytes().count(b"\n")
     ran = []
 
     def counting(programs, *args):
@@ -119,7 +116,7 @@ def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_
     assert not kept or (folder / "samples.jsonl").read_bytes()[:200] == whole[:200]
     before, after = (verdicts.read_verdicts(path / "verdicts.jsonl") for path in (finished, folder))
     assert before == after
-    assert len(ran) == len(set(ran)) == len(after) - verdicts_before[: int(kept * len(verdicts_before))].count(b"\n")
+    assert len(ran) == len(set(ran)) == len(after) - known
 
 
 def test_a_finished_run_is_neither_filled_nor_tested_again(finished, settings, tmp_path, monkeypatch):

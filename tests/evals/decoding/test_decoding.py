@@ -26,7 +26,7 @@ from asarm.models.load import AsArm, load
 from asarm.sampling.registry import NAMED_SAMPLERS
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
-from support.results import lines_of, without_times
+from support.results import interrupted_copy, lines_of, without_times
 
 # Adaptive windows are as long as pays at the moment, so that no two runs need to have the same.
 REPEATABLE = [name for name in NAMED_SAMPLERS if name != "fused-adaptive"]
@@ -113,9 +113,7 @@ def test_report_is_made_from_the_samples(finished):
 @pytest.mark.parametrize("kept", [0.0, 0.37, 0.81])
 def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_path, kept):
     folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    whole = (folder / "samples.jsonl").read_bytes()
-    (folder / "samples.jsonl").write_bytes(whole[: int(kept * len(whole))])
+    interrupted_copy(finished, folder, kept)
     evaluate(from_options(DecodingEvalConfig, output_dir=str(folder), **settings))
     assert without_times(lines_of(folder)) == without_times(lines_of(finished))
 

@@ -26,6 +26,7 @@ from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from asarm.utils.jsonl import read_json_lines
 from support.models import tiny_gpt2, tiny_xlnet
+from support.results import interrupted_copy
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
 # The first ones end in what the bundled model finds most probable, the others do not.
@@ -344,9 +345,7 @@ def without_times(folder):
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.75])
 def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_path, kept):
     folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    whole = (folder / "samples.jsonl").read_bytes()
-    (folder / "samples.jsonl").write_bytes(whole[: int(kept * len(whole))])
+    interrupted_copy(finished, folder, kept)
     evaluate(
         from_options(
             LanguageEvalConfig, output_dir=str(folder), samplers=["assd-self", "parallel", "greedy"], **settings

@@ -34,7 +34,7 @@ from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from support.models import tiny_gpt2, tiny_xlnet
 from support.paths import REPO
-from support.results import lines_of, read_page, without_times
+from support.results import interrupted_copy, lines_of, read_page, without_times
 from support.wrappers import active, run
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
@@ -366,9 +366,7 @@ def test_the_page_of_stories_is_whole_and_escaped(finished):
 @pytest.mark.parametrize("kept", [0.0, 0.37, 0.81])
 def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_path, kept):
     folder = tmp_path / "run"
-    shutil.copytree(finished, folder)
-    whole = (folder / "samples.jsonl").read_bytes()
-    (folder / "samples.jsonl").write_bytes(whole[: int(kept * len(whole))])
+    whole = interrupted_copy(finished, folder, kept)
     evaluate(from_options(StoriesConfig, output_dir=str(folder), **settings))
     assert without_times(lines_of(folder)) == without_times(lines_of(finished))
     assert not kept or (folder / "samples.jsonl").read_bytes()[:200] == whole[:200]  # times and all: not run again
