@@ -2,7 +2,7 @@
 
     python docs/results.py [--wikitext FILE] [--story_cloze FILE] [--only NAME ...]
 
-Half an hour on two idle cores. Evaluation sets that are not part of the repository are given by options; without them
+Ten minutes on two idle cores. Evaluation sets that are not part of the repository are given by options; without them
 their sections keep what they had. Run it from a clean checkout: the page says which commit printed the tables.
 """
 

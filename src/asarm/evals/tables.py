@@ -10,8 +10,8 @@ def plus_minus(value: dict, digits: int) -> str:
 
 
 def with_interval(value: dict, digits: int, factor: float = 1.0) -> str:
-    """`mean [low, high]`."""
-    ends = value["interval_95"]
+    """`mean [low, high]`; the mean alone if it is of fewer than FEWEST values."""
+    ends = value["interval_95"] if value["n"] >= FEWEST else None
     shown = "" if ends is None else f" [{', '.join(f'{factor * end:.{digits}f}' for end in ends)}]"
     return f"{factor * value['mean']:.{digits}f}{shown}"
 

@@ -120,7 +120,7 @@ def test_a_file_of_completions_is_evaluated(files, tmp_path, monkeypatch, capsys
     assert main() == 0
     output = capsys.readouterr().out
     assert "single-line: 4 problems, 8 completions" in output
-    assert "| 50.0 [50.0, 50.0] | 50.0 [50.0, 50.0] |" in output
+    assert "| 50.0 | 50.0 | 50.0 | 100.0 |" in output
     results = read_json_lines(tmp_path / "my samples.jsonl_results.jsonl")
     assert [(row["task_id"], row["completion"]) for row in results] == [tuple(row.values()) for row in mixed]
     assert [row["passed"] for row in results] == [True, False] * 4
@@ -197,7 +197,7 @@ def test_wrapper_runs_from_any_folder(wrapper, tmp_path, tiny_folder):
     assert re.search(r"\| canonical +\| +100.0 \| +100.0 \|", result.stdout)
     assert "problems are too few for intervals and tests." in result.stdout
     table = (wrapper.parent / "results/code-tiny/table.md").read_text(encoding="utf-8")
-    assert "| none | canonical | 100.0 [100.0, 100.0] |" in table
+    assert "| none | canonical | 100.0 | 100.0 | 100.0 |" in table
     assert (wrapper.parent / "results/code-tiny/samples.html").exists()
 
 

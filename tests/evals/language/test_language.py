@@ -302,7 +302,7 @@ def test_sampled_words_are_right_as_often_as_they_are_probable(settings, tmp_pat
     assert metrics["greedy"]["accuracy"]["mean"] == metrics["likelihood"]["accuracy"]["mean"]
 
 
-def test_metrics_and_table_are_made_from_the_lines(finished):
+def test_metrics_and_table_are_made_from_the_lines(finished, monkeypatch):
     metrics = json.loads((finished / "metrics.json").read_text())
     scores = [line["log_prob"] for line in lines_of(finished, "lambada").values()]
     exact = metrics["lambada"]["likelihood"]
@@ -315,6 +315,12 @@ def test_metrics_and_table_are_made_from_the_lines(finished):
     assert metrics["settings"]["batch_size"] == 2
     shown = (finished / "table.md").read_text()
     assert shown == table({"lambada": metrics["lambada"], "hellaswag": metrics["hellaswag"]})
+    assert "passages are too few for intervals and tests." in shown
+    assert f"| {100 * exact['accuracy']['mean']:.2f} |" in shown
+    for module in ("tables", "language.report"):
+        monkeypatch.setattr(f"asarm.evals.{module}.FEWEST", 2)
+    shown = table({"lambada": metrics["lambada"], "hellaswag": metrics["hellaswag"]})
+    assert "In brackets 95 % intervals" in shown
     assert f"| {100 * exact['accuracy']['mean']:.2f} [" in shown
     for name in ("assd-self", "parallel", "greedy"):
         assert f"| {name} | {100 * metrics['lambada'][name]['accuracy']['mean']:.2f} [" in shown

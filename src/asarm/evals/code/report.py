@@ -30,9 +30,11 @@ def code_table(metrics: dict) -> str:
     """
     parts = [metrics["judging"] + ".\n"]
     for split, variants, compared in by_group(metrics, "split"):
-        heading = f"{_heading(split, variants)} in %, mean and 95 % bootstrap interval over problems.\n"
-        parts += [heading, _shares(variants), _truncated(variants)]
-        parts += [length_table(variants), _comparisons(compared)]
+        few = variants[0]["problems"] < FEWEST
+        about = "" if few else ", mean and 95 % bootstrap interval over problems"
+        tests = too_few(variants[0]["problems"], "problems") + "\n" if few else _comparisons(compared)
+        parts += [f"{_heading(split, variants)} in %{about}.\n", _shares(variants), _truncated(variants)]
+        parts += [length_table(variants), tests]
     return "\n".join(part for part in parts if part)
 
 
@@ -42,7 +44,7 @@ def code_summary(metrics: dict) -> str:
     for split, variants, compared in by_group(metrics, "split"):
         few = variants[0]["problems"] < FEWEST
         shown = {key: key for key in pass_keys(variants)} | {key: STATIC_MEASURES[key] for key in ("exact", "syntax")}
-        parts += [f"{_heading(split, variants)} in %.\n", summary_table(variants, shown, few, factor=100)]
+        parts += [f"{_heading(split, variants)} in %.\n", summary_table(variants, shown, factor=100)]
         if few:
             parts.append(too_few(variants[0]["problems"], "problems"))
         else:
@@ -85,8 +87,6 @@ def _comparisons(compared: list[dict]) -> str:
     """Two tables: variants against sequential decoding, and against the trivial baselines."""
     if not compared:
         return ""
-    if compared[0]["nfe"]["n"] < FEWEST:
-        return too_few(compared[0]["nfe"]["n"], "problems") + "\n"
     measures = _measures(compared)
     tests = sorted({one[key]["test"] for one in compared for key in measures})
     names = {"McNemar": "McNemar's exact test", "t-test": "a t-test of means over samples"}

@@ -44,17 +44,16 @@ def by_group(metrics: dict, field: str) -> Iterator[tuple[str, list[dict], list[
         yield group, variants, compared
 
 
-def summary_table(variants: list[dict], measures: dict[str, str], few: bool, factor: float = 1.0) -> str:
+def summary_table(variants: list[dict], measures: dict[str, str], factor: float = 1.0) -> str:
     """What is printed of some variants: the measures ({field: label}), and costs.
 
-    few: leave out the intervals. A variant without a measure, or without cost, has - there.
+    A variant without a measure, or without cost, has - there.
     """
     several = len({one["model"] for one in variants} - {NO_MODEL}) > 1
     rows = []
     for one in variants:
         name = f"{one['variant']}, {one['model']}" if several and one["model"] != NO_MODEL else one["variant"]
-        shown = [one[key] | ({"interval_95": None} if few else {}) if key in one else None for key in measures]
-        values = ["-" if value is None else with_interval(value, 1, factor) for value in shown]
+        values = [with_interval(one[key], 1, factor) if key in one else "-" for key in measures]
         costs = [f"{one['nfe']['mean']:.1f}", f"{one['seconds']:.3f}"] if one["gap_length"] else ["-", "-"]
         rows.append([name, *values, *costs])
     return aligned_table(["variant", *measures.values(), "NFE", "seconds"], rows)

@@ -7,7 +7,7 @@ from scipy import stats
 
 from asarm.evals.language.config import LIKELIHOOD
 from asarm.evals.stats import bootstrap_interval
-from asarm.evals.tables import markdown_table, with_interval
+from asarm.evals.tables import FEWEST, markdown_table, too_few, with_interval
 
 RESAMPLES = 9999
 
@@ -83,8 +83,8 @@ def lambada_parts(variants: dict[str, dict]) -> list[str]:
     sampled = {name: one for name, one in variants.items() if name != LIKELIHOOD}
     count = exact["accuracy"]["n"]
     parts = [
-        f"LAMBADA, last word of {count} passages ({exact['tokens']:.2f} tokens a word), by its exact likelihood; in "
-        f"brackets 95 % intervals (accuracies: Wilson, else bootstrap).{_cut(exact['cut'], count)}\n",
+        f"LAMBADA, last word of {count} passages ({exact['tokens']:.2f} tokens a word), by its exact likelihood. "
+        f"{_intervals(count, 'passages')}{_cut(exact['cut'], count)}\n",
         markdown_table(
             ["accuracy (greedy), %", "log-likelihood, nats", "perplexity of the word", "mean probability, %"],
             [
@@ -120,12 +120,18 @@ def hellaswag_parts(one: dict) -> list[str]:
     count = one["accuracy"]["n"]
     return [
         f"HellaSwag, {count} questions: the ending with the highest joint log-likelihood given the context.",
-        f"Normalised: divided by the ending's characters.{_cut(one['cut'], count)}\n",
+        f"Normalised: divided by the ending's characters. {_intervals(count, 'questions')}{_cut(one['cut'], count)}\n",
         markdown_table(
             ["accuracy, %", "normalised accuracy, %"],
             [[with_interval(one["accuracy"], 2, 100), with_interval(one["accuracy_norm"], 2, 100)]],
         ),
     ]
+
+
+def _intervals(count: int, what: str) -> str:
+    """What the brackets hold, or why there are none."""
+    few = too_few(count, what)
+    return few if count < FEWEST else "In brackets 95 % intervals (accuracies: Wilson, else bootstrap)."
 
 
 def _cut(cut: int, count: int) -> str:

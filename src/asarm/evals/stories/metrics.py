@@ -37,7 +37,7 @@ MARGIN = 0.5  # points of ROUGE that count as no difference
 
 
 def measure(group: Group, key: str) -> dict:
-    """Mean over stories and trials, its interval, and the mean of each trial."""
+    """Mean over stories and trials, its interval, the number of stories, and the mean of each trial."""
     values = list(item_means(group, key).values())
     trials = defaultdict(list)
     for line in (line for lines in group.values() for line in lines):
@@ -45,6 +45,7 @@ def measure(group: Group, key: str) -> dict:
     return {
         "mean": float(np.mean(values)),
         "interval_95": bootstrap_interval(values),
+        "n": len(values),
         "by_trial": [float(np.mean(trials[trial])) for trial in sorted(trials)],
     }
 

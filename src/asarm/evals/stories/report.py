@@ -25,8 +25,10 @@ def story_table(metrics: dict) -> str:
     """The metrics as Markdown: scores and costs, length errors and comparisons of each task."""
     parts = []
     for task, variants, compared in by_group(metrics, "task"):
-        heading = f"{_heading(task, variants[0])}, mean and 95 % bootstrap interval over stories.\n"
-        parts += [heading, _scores(variants), length_table(variants), _comparisons(compared)]
+        few = variants[0]["stories"] < FEWEST
+        about = "" if few else ", mean and 95 % bootstrap interval over stories"
+        tests = too_few(variants[0]["stories"], "stories") + "\n" if few else _comparisons(compared)
+        parts += [f"{_heading(task, variants[0])}{about}.\n", _scores(variants), length_table(variants), tests]
     return "\n".join(part for part in parts if part)
 
 
@@ -35,7 +37,7 @@ def story_summary(metrics: dict) -> str:
     parts = []
     for task, variants, compared in by_group(metrics, "task"):
         few = variants[0]["stories"] < FEWEST
-        parts += [f"{_heading(task, variants[0])}.\n", summary_table(variants, MEASURES, few)]
+        parts += [f"{_heading(task, variants[0])}.\n", summary_table(variants, MEASURES)]
         if few:
             parts.append(too_few(variants[0]["stories"], "stories"))
         else:
@@ -71,8 +73,6 @@ def _scores(variants: list[dict]) -> str:
 def _comparisons(compared: list[dict]) -> str:
     if not compared:
         return ""
-    if compared[0]["nfe"]["n"] < FEWEST:
-        return too_few(compared[0]["nfe"]["n"], "stories") + "\n"
     rows = [
         [
             one["model"],
