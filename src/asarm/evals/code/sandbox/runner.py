@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,8 +97,12 @@ def check_all(programs: Sequence[str], limits: Limits = Limits(), workers: int =
     pool = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
     try:
         futures = {pool.submit(_run, program, limits, stop): index for index, program in enumerate(programs)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        pending = set(futures)
+        while pending:
+            # Without a time limit, a signal that comes just before the wait is not seen until a program has ended.
+            done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+            for future in done:
+                yield futures[future], future.result()
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
