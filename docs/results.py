@@ -58,7 +58,7 @@ SECTIONS = [
     Section(
         "drafts",
         "How often drafts are accepted, and other orders",
-        "The chance that a draft is accepted if all before it were, by how many tokens before its position it lacks.",
+        "The chance that a draft is accepted if all before it were, by its depth: the unseen tokens right before it.",
         "python benchmarks/drafts.py --text WIKITEXT --stories STORY_CLOZE --gaps 24",
     ),
     Section(

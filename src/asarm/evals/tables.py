@@ -50,5 +50,5 @@ def aligned_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def too_few(count: int, what: str) -> str:
-    """The sentence that replaces statistics on fewer than FEWEST items."""
-    return f"{count} {what} are too few for intervals and tests."
+    """The sentence that replaces statistics on fewer than FEWEST items; "" if there are enough."""
+    return f"{count} {what} are too few for intervals and tests." if count < FEWEST else ""

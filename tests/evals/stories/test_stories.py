@@ -347,7 +347,7 @@ def test_report_is_made_from_the_samples(finished, monkeypatch):
     table = (finished / "table.md").read_text()
     assert table.count("| model | variant | ROUGE-1 |") == len(TASKS)
     assert "5 stories are too few for intervals and tests." in table
-    monkeypatch.setattr("asarm.evals.stories.report.FEWEST", 5)
+    monkeypatch.setattr("asarm.evals.tables.FEWEST", 5)
     assert "| assd-self search | assd-self median |" in story_table(metrics)
     assert (finished / "rouge.png").read_bytes().startswith(b"\x89PNG")
 

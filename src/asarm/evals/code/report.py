@@ -20,7 +20,7 @@ from asarm.evals.infilling.report import (
 )
 from asarm.evals.plots import plot_intervals
 from asarm.evals.stats import BASELINE
-from asarm.evals.tables import FEWEST, markdown_table, p_text, too_few, with_interval
+from asarm.evals.tables import markdown_table, p_text, too_few, with_interval
 
 
 def code_table(metrics: dict) -> str:
@@ -30,9 +30,9 @@ def code_table(metrics: dict) -> str:
     """
     parts = [metrics["judging"] + ".\n"]
     for split, variants, compared in by_group(metrics, "split"):
-        few = variants[0]["problems"] < FEWEST
+        few = too_few(variants[0]["problems"], "problems")
         about = "" if few else ", mean and 95 % bootstrap interval over problems"
-        tests = too_few(variants[0]["problems"], "problems") + "\n" if few else _comparisons(compared)
+        tests = f"{few}\n" if few else _comparisons(compared)
         parts += [f"{_heading(split, variants)} in %{about}.\n", _shares(variants), _truncated(variants)]
         parts += [length_table(variants), tests]
     return "\n".join(part for part in parts if part)
@@ -42,11 +42,11 @@ def code_summary(metrics: dict) -> str:
     """What is printed at the end: the shares of each split, and a line on each comparison that matters."""
     parts = [metrics["judging"] + ".\n"]
     for split, variants, compared in by_group(metrics, "split"):
-        few = variants[0]["problems"] < FEWEST
+        few = too_few(variants[0]["problems"], "problems")
         shown = {key: key for key in pass_keys(variants)} | {key: STATIC_MEASURES[key] for key in ("exact", "syntax")}
         parts += [f"{_heading(split, variants)} in %.\n", summary_table(variants, shown, factor=100)]
         if few:
-            parts.append(too_few(variants[0]["problems"], "problems"))
+            parts.append(few)
         else:
             trivial = [one for one in compared if one["variant"] == BASELINE and one["against"] != BASELINE]
             measures = {label: partial(_difference_of, key) for key, label in _measures(compared).items()}

@@ -9,7 +9,7 @@ import numpy as np
 from asarm.evals.decoding.metrics import MARGINS
 from asarm.evals.plots import COLOURS
 from asarm.evals.stats import BASELINE
-from asarm.evals.tables import FEWEST, aligned_table, markdown_table, p_text, plus_minus, stated, too_few
+from asarm.evals.tables import aligned_table, markdown_table, p_text, plus_minus, stated, too_few
 from asarm.utils.jsonl import read_json_lines
 from asarm.utils.plotting import save_figure
 
@@ -42,8 +42,8 @@ def summary(metrics: dict) -> str:
     count = next(iter(variants.values()))["nfe"]["n"]
     header = ["variant", "NFE", "tokens per NFE", "seconds a text", "generative perplexity", "entropy"]
     parts = [f"{count} texts\n", aligned_table(header, rows)]
-    if count < FEWEST:
-        return "\n".join([*parts, too_few(count, "texts")])
+    if few := too_few(count, "texts"):
+        return "\n".join([*parts, few])
     return "\n".join([*parts, *(_comparison_line(name, one) for name, one in _main_comparisons(metrics).items())])
 
 
@@ -83,8 +83,8 @@ def _variant_table(variants: dict[str, dict]) -> str:
 
 def _comparison_table(comparisons: dict[str, dict]) -> list[str]:
     count = next(iter(comparisons.values()))["nfe"]["n"]
-    if count < FEWEST:
-        return [too_few(count, "texts") + "\n"]
+    if few := too_few(count, "texts"):
+        return [few + "\n"]
     margins = ", ".join(f"{name} ± {margin:.3f}" for name, margin in MARGINS.items())
     about = (
         f"Against {BASELINE}, paired by text (time: by batch): t-test p, 95 % intervals, and whether the two are "

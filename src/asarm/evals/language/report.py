@@ -7,7 +7,7 @@ from scipy import stats
 
 from asarm.evals.language.config import LIKELIHOOD
 from asarm.evals.stats import bootstrap_interval
-from asarm.evals.tables import FEWEST, markdown_table, too_few, with_interval
+from asarm.evals.tables import markdown_table, too_few, with_interval
 
 RESAMPLES = 9999
 
@@ -130,8 +130,7 @@ def hellaswag_parts(one: dict) -> list[str]:
 
 def _intervals(count: int, what: str) -> str:
     """What the brackets hold, or why there are none."""
-    few = too_few(count, what)
-    return few if count < FEWEST else "In brackets 95 % intervals (accuracies: Wilson, else bootstrap)."
+    return too_few(count, what) or "In brackets 95 % intervals (accuracies: Wilson, else bootstrap)."
 
 
 def _cut(cut: int, count: int) -> str:

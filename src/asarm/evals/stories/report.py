@@ -16,7 +16,7 @@ from asarm.evals.infilling.report import (
 from asarm.evals.plots import plot_intervals
 from asarm.evals.stats import BASELINE
 from asarm.evals.stories.metrics import MARGIN, MEASURES
-from asarm.evals.tables import FEWEST, markdown_table, stated, too_few, with_interval
+from asarm.evals.tables import markdown_table, stated, too_few, with_interval
 
 WHAT_IS_MASKED = {"1/5": "the third of five sentences", "3/5": "the second, third and fourth of five sentences"}
 
@@ -25,9 +25,9 @@ def story_table(metrics: dict) -> str:
     """The metrics as Markdown: scores and costs, length errors and comparisons of each task."""
     parts = []
     for task, variants, compared in by_group(metrics, "task"):
-        few = variants[0]["stories"] < FEWEST
+        few = too_few(variants[0]["stories"], "stories")
         about = "" if few else ", mean and 95 % bootstrap interval over stories"
-        tests = too_few(variants[0]["stories"], "stories") + "\n" if few else _comparisons(compared)
+        tests = f"{few}\n" if few else _comparisons(compared)
         parts += [f"{_heading(task, variants[0])}{about}.\n", _scores(variants), length_table(variants), tests]
     return "\n".join(part for part in parts if part)
 
@@ -36,10 +36,10 @@ def story_summary(metrics: dict) -> str:
     """What is printed at the end: the scores of each task, and a line on each comparison that matters."""
     parts = []
     for task, variants, compared in by_group(metrics, "task"):
-        few = variants[0]["stories"] < FEWEST
+        few = too_few(variants[0]["stories"], "stories")
         parts += [f"{_heading(task, variants[0])}.\n", summary_table(variants, MEASURES)]
         if few:
-            parts.append(too_few(variants[0]["stories"], "stories"))
+            parts.append(few)
         else:
             searched = [one for one in compared if " search" in one["variant"] and one["against"] != BASELINE]
             parts += comparison_lines(faster_samplers(compared) + searched, {"ROUGE-L": _rouge_l})
