@@ -43,7 +43,7 @@ ASSD = SamplerConfig(k=5)
 FUSED = SamplerConfig(sampler="fused", draft="blind", k=4)
 BLOCK = replace(FUSED, coupling="block")
 HEAD = replace(BLOCK, draft="self")
-ADAPTIVE = replace(HEAD, adaptive=True, k=8)
+ADAPTIVE = replace(HEAD, adaptive=True, coupling="gumbel", k=8)
 VARIANTS = {
     "sequential": SamplerConfig(sampler="sequential"),
     "assd self, k=5": ASSD,
@@ -51,8 +51,8 @@ VARIANTS = {
     "fused, k=4": FUSED,
     "+ block verification": BLOCK,
     "+ draft head": HEAD,
+    "the last, gumbel": replace(HEAD, coupling="gumbel"),
     "+ adaptive": ADAPTIVE,
-    "the last, gumbel": replace(ADAPTIVE, coupling="gumbel"),
 }
 SWEPT = {"assd self": ASSD, "fused": FUSED, "+ block verification": BLOCK, "+ draft head": HEAD}
 TIMED = {"sequential": VARIANTS["sequential"], "assd self, k=5": ASSD, "fused, adaptive": ADAPTIVE}

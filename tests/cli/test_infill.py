@@ -67,6 +67,17 @@ def test_gumbel_gives_the_sequential_text_with_any_draft(infill, options):
     assert other["text"] == expected["text"]
 
 
+@pytest.mark.parametrize("flag", ["--adaptive", "--trace", "--adaptive=true"])
+def test_a_flag_leaves_the_text_alone(infill, flag):
+    """`--adaptive` takes no value but true or false; the text is the same with it, whatever the windows."""
+    assert infill(flag, TEXT).out == infill(TEXT, flag).out != ""
+
+
+def test_adaptive_windows_write_what_sequential_writes(infill):
+    assert infill("--adaptive", TEXT).out == infill(TEXT, "--sampler", "sequential").out
+    assert infill("--adaptive", "false", TEXT).out == infill(TEXT).out
+
+
 def test_json_holds_text_spans_and_cost(infill):
     result = json.loads(infill(TEXT, "--json", "--sampler", "parallel", "--steps", "4").out)
     (sample,) = result["samples"]

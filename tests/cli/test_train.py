@@ -18,6 +18,7 @@ from asarm.utils.errors import InputError
         (["paper-code-single-line"], {"mask_start": 0.01, "mask_low": 0.05, "mask_high": 0.25}),
         (["paper-code", "--train_files", "src"], {"dataset": "", "train_files": ["src"], "mask_low": 0.85}),
         (["tiny", "--dataset", "d"], {"dataset": "d", "train_files": []}),
+        (["paper-code", "--train-files", "src"], {"dataset": "", "train_files": ["src"]}),
     ],
 )
 def test_presets(arguments, expected):

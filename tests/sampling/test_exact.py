@@ -89,7 +89,9 @@ EXACT = [
     {"sampler": "fused", "coupling": "block", "k": 3},
     {"sampler": "fused", "coupling": "gumbel", "k": 2},
     {"sampler": "fused", "draft": "blind", "coupling": "block", "k": 2},
-    {"sampler": "fused", "coupling": "block", "k": 4, "adaptive": True},
+    {"sampler": "fused", "k": 4, "adaptive": True},
+    {"sampler": "assd", "k": 3, "draft_temperature": 0.3},
+    {"sampler": "fused", "coupling": "block", "k": 3, "draft_temperature": 2.0},
 ]
 
 

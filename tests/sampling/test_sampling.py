@@ -1,13 +1,19 @@
 """Samplers on random models: equal outcomes under the gumbel coupling, costs, independence of the batch, traces."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from scipy.stats import chisquare, kstest
 
+from asarm import sampling
 from asarm.sampling import sample
+from asarm.sampling.adaptive_window import AdaptiveWindow
 from asarm.sampling.assd import bigram_distribution
-from asarm.sampling.config import SamplerConfig
+from asarm.sampling.config import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
+from asarm.utils.errors import InputError
 from support.models import random_batch, tiny_gpt2, tiny_xlnet
 
 ALL = [
@@ -15,6 +21,7 @@ ALL = [
     SamplerConfig(sampler="parallel", steps=3),
     *(SamplerConfig(draft=d, coupling=c, k=4) for d in ("self", "ngram") for c in ("residual", "block", "gumbel")),
     *(SamplerConfig(sampler="fused", coupling=c, k=4) for c in ("residual", "block", "gumbel")),
+    *(SamplerConfig(sampler=s, k=4, draft_temperature=0.5) for s in ("assd", "fused")),
 ]
 
 
@@ -37,6 +44,66 @@ def test_gumbel_gives_the_sequential_tokens(backbone, sampler, draft, k):
         assert torch.equal(base.tokens, ours.tokens)
         rejected += int(ours.proposed.sum() - ours.accepted.sum())
     assert rejected > 0 or (sampler, draft, k) == ("assd", "self", 1)
+
+
+@pytest.mark.parametrize("fastest", [0, 1, 3, 6])
+def test_adaptive_windows_do_not_change_the_text(monkeypatch, model, fastest):
+    """Whatever window is the fastest, at the beginning and after some steps, the text is that of `sequential`."""
+    latency = [1.0 if k == fastest else 99.0 for k in range(7)]
+    window = AdaptiveWindow(np.array(latency))
+    monkeypatch.setattr(sampling, "adaptive_window_for", lambda *arguments: window)
+    for seed in range(4):
+        inputs, seeds = random_batch(6, 40, 12, seed), range(100 * seed, 100 * seed + 6)
+        base = sample(model, *inputs, SamplerConfig(sampler="sequential"), seeds)
+        ours = sample(model, *inputs, SamplerConfig(sampler="fused", adaptive=True), seeds)
+        assert torch.equal(base.tokens, ours.tokens)
+        window.latency = np.roll(window.latency, 1)
+
+
+def test_the_temperature_of_drafts_changes_their_acceptance_only(model):
+    """Drafts from a colder or hotter distribution than the target's are accepted less often."""
+    inputs = random_batch(400, 30, 12, seed=3)
+    rates = []
+    for draft_temperature in (None, 1.0, 0.2, 5.0):
+        config = SamplerConfig(k=4, draft_temperature=draft_temperature)
+        result = sample(model, *inputs, config, range(400))
+        assert torch.equal(result.accepted[:, 0], result.proposed[:, 0])  # the first draft is drawn from the joint
+        rates.append(float(result.accepted[:, 1:].sum() / result.proposed[:, 1:].sum()))
+    assert rates[0] == rates[1]
+    assert max(rates[2:]) < rates[0] - 0.05, rates
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": value}, "temperature must lie in") for value in (0.0, -1.0, 1e-38, 1e10, math.inf, math.nan)
+    ]
+    + [
+        ({"draft_temperature": 1e-12}, "draft_temperature must lie in"),
+        ({"sampler": "fused", "adaptive": True, "coupling": "block"}, "the text would depend on the clock"),
+        ({"adaptive": True}, "adaptive needs the fused sampler"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(InputError, match=message):
+        SamplerConfig(**settings)
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "assd", "fused", "parallel"])
+@pytest.mark.parametrize("temperature", [LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE])
+@pytest.mark.parametrize("coupling", ["residual", "block", "gumbel"])
+def test_extreme_temperatures_give_the_best_tokens_or_uniform_ones(model, sampler, temperature, coupling):
+    inputs = random_batch(200, 12, 12, seed=5)
+    target = inputs[2]
+    config = SamplerConfig(sampler=sampler, coupling=coupling, temperature=temperature)
+    texts = [sample(model, *inputs, config, range(seed, seed + 200)).tokens for seed in (0, 1000)]
+    if temperature == HIGHEST_TEMPERATURE:
+        counts = torch.bincount(torch.cat(texts)[target.repeat(2, 1)], minlength=12)
+        assert counts[11] == 0
+        assert chisquare(counts[:11].numpy()).pvalue > 0.001
+    elif sampler != "parallel":
+        assert torch.equal(*texts)
 
 
 @pytest.mark.parametrize("config", ALL, ids=lambda c: f"{c.sampler}-{c.draft}-{c.coupling}")

@@ -13,15 +13,13 @@ format, whatever model wrote them.
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
 from asarm.evals.code.baselines import BASELINES
 from asarm.evals.code.completions import CompletionsConfig, evaluate_completions
 from asarm.evals.code.config import CodeConfig
 from asarm.evals.code.run import CodeEvaluation
 from asarm.evals.infilling.config import PREFIX_ONLY
-from asarm.utils.config import from_options, options_of
+from asarm.utils.config import OptionParser, from_options, options_of
 from asarm.utils.errors import InputError
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -56,7 +54,7 @@ def parse_arguments(arguments: list[str]) -> CodeConfig:
 
 def parse_completions(arguments: list[str]) -> tuple[Path, CompletionsConfig]:
     """The file of completions, and the settings. InputError when running its programs is not allowed."""
-    parser = HfArgumentParser(
+    parser = OptionParser(
         options_of(CompletionsConfig),
         prog="asarm code judge",
         description="Run the programs of a file of completions with their tests.",

@@ -6,16 +6,14 @@ same; the `fused` sampler finds the head there and drafts with it, so that more 
 
 from typing import Any, cast
 
-from transformers import HfArgumentParser
-
 from asarm.training.draft_head import DraftHeadConfig, train_draft_head
-from asarm.utils.config import from_options, options_of
+from asarm.utils.config import OptionParser, from_options, options_of
 from asarm.utils.logging_setup import quiet_libraries
 
 
 def main(arguments: list[str]) -> None:
     """Run the command with its command-line arguments."""
-    parser = HfArgumentParser(cast(Any, options_of(DraftHeadConfig)), prog="asarm draft_head", description=__doc__)
+    parser = OptionParser(cast(Any, options_of(DraftHeadConfig)), prog="asarm draft_head", description=__doc__)
     (options,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     config = from_options(DraftHeadConfig, **vars(options))
     quiet_libraries()

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.text import Text
-from transformers import HfArgumentParser
 
 from asarm.cli.render_trace import show_trace
 from asarm.data.readers import read_text
@@ -22,7 +21,7 @@ from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import Span, label_spans, parse_gaps
-from asarm.utils.config import check_at_least, flat, from_options, nested, option, options_of
+from asarm.utils.config import OptionParser, check_at_least, flat, from_options, nested, option, options_of
 from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries
 
@@ -45,10 +44,9 @@ class InfillConfig:
 
 def parse_arguments(arguments: list[str]) -> tuple[InfillConfig, SamplerConfig, Namespace]:
     """The two configurations, and a namespace with text (or None), trace and json."""
-    parser = HfArgumentParser((options_of(InfillConfig), SamplerConfig), prog="asarm infill", description=__doc__)
+    parser = OptionParser((options_of(InfillConfig), SamplerConfig), prog="asarm infill", description=__doc__)
     parser.set_defaults(sampler="fused")
     parser.add_argument("text", nargs="?", help="the text, in quotes; - reads it from the standard input")
-    # Not fields of a dataclass: such flags take an optional value, and would swallow the text that follows them.
     parser.add_argument("--trace", action="store_true", help="show the text growing, with every verdict on drafts")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options, sampler, extra, rest = parser.parse_args_into_dataclasses(

@@ -4,11 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import HfArgumentParser
-
 from asarm.evals.config import EvalConfig
 from asarm.evals.resumable import Evaluation
-from asarm.utils.config import from_options, options_of
+from asarm.utils.config import OptionParser, from_options, options_of
 from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries
 
@@ -35,8 +33,8 @@ def split_preset(
 
 
 def given_options(options: list[str]) -> set[str]:
-    """The names of the options on a command line, such as --model."""
-    return {option.split("=")[0] for option in options}
+    """The names of the options on a command line, such as --train_files, which may be written --train-files."""
+    return {option.split("=")[0].replace("-", "_").replace("__", "--", 1) for option in options if option[:2] == "--"}
 
 
 def parse_with_preset(
@@ -52,7 +50,7 @@ def parse_with_preset(
     unknown preset.
     """
     preset, options = split_preset(arguments, presets, "paper")
-    parser = HfArgumentParser(
+    parser = OptionParser(
         options_of(config_class),
         prog=f"asarm {command}",
         description=description,

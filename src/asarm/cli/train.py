@@ -9,14 +9,13 @@ from XLNet-base on OpenWebText or StarCoder's Python; they need a GPU and the Hu
 import logging
 from typing import Any, cast
 
-from transformers import HfArgumentParser
-
 from asarm.cli.presets import given_options, split_preset
 from asarm.data.config import DataConfig
 from asarm.objective.loss import DraftLossConfig
 from asarm.objective.masking import MaskingConfig
 from asarm.training.config import ModelConfig, RunConfig, TrainingConfig
 from asarm.training.presets import PRESETS
+from asarm.utils.config import OptionParser
 from asarm.utils.logging_setup import quiet_libraries
 
 PARTS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, DraftLossConfig)
@@ -29,7 +28,7 @@ def parse_arguments(arguments: list[str]) -> RunConfig:
     Raises InputError for an unknown preset and for values that cannot be.
     """
     preset, options = split_preset(arguments, PRESETS)
-    parser = HfArgumentParser(
+    parser = OptionParser(
         cast(Any, PARTS), prog="asarm train", description=__doc__, usage="%(prog)s [PRESET] [options], or --help"
     )
     if preset:

@@ -41,7 +41,8 @@ def sample(
     tokens: [B, N] int64; values at targets and at padding are ignored.
     given, target: [B, N] bool, disjoint; positions that are neither (padding) are left alone.
     seeds: one integer a row. The outcome of a row is a function of its seed, its prompt and the settings: it depends
-        neither on the other rows of the batch nor on its index there (up to floating-point ties).
+        neither on the other rows of the batch nor on its index there (up to floating-point ties). With adaptive windows
+        its text is; its cost depends on the clock, too.
     trace: whether to keep all drafts and what became of them.
 
     Raises ValueError for shapes that do not fit, a position that is both given and a target, or a row without targets.

@@ -33,12 +33,18 @@ def sample_assd(
 
 
 def _self_draft(state: DecodeState) -> DraftWindow:
-    """Drafts by the model, for all positions of the window in parallel: one function evaluation."""
+    """Drafts by the model, for all positions of the window in parallel: one function evaluation.
+
+    The first is drawn from its target distribution, whatever the temperature of drafts.
+    """
     size = state.remaining.clamp(max=state.config.k)  # [B]
     ranks = state.next_ranks(int(size.max()))  # [B, K]
     positions = state.positions.gather(1, ranks)
     sampler = state.token_sampler(positions)
-    log_q = state.query_log_probs(state.decoded, ranks, state.decoded[:, None].expand_as(ranks))  # [B, K, V]
+    states = state.query_states(state.decoded, ranks, state.decoded[:, None].expand_as(ranks))  # [B, K, E]
+    log_q = state.draft_log_probs(states)  # [B, K, V]
+    if state.config.draft_temperature is not None:
+        log_q[:, :1] = state.log_probs(states[:, :1])
     drafts = sampler.draw(log_q)
     state.write_drafts(ranks, drafts)
     return DraftWindow(drafts, size, log_q, positions, sampler)

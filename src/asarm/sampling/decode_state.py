@@ -93,7 +93,14 @@ class DecodeState:
 
     def log_probs(self, states: torch.Tensor) -> torch.Tensor:
         """Log-probs (float32) of the tokens at queries with these final states: [B, Q, E] -> [B, Q, V]."""
-        return torch.log_softmax(self.model.logits(states).float() / self.config.temperature, dim=-1)
+        return self._log_softmax(states, self.config.temperature)
+
+    def draft_log_probs(self, states: torch.Tensor) -> torch.Tensor:
+        """As `log_probs`, of what tokens are drafted from."""
+        return self._log_softmax(states, self.config.draft_temperature or self.config.temperature)
+
+    def _log_softmax(self, states: torch.Tensor, temperature: float) -> torch.Tensor:
+        return torch.log_softmax(self.model.logits(states).float() / temperature, dim=-1)
 
     def query_log_probs(
         self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor

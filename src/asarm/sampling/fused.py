@@ -120,7 +120,7 @@ def _draft(state: DecodeState, draft_states: DraftStates) -> DraftWindow:
         states = draft_states.states[:, columns]
         if use_head:
             states = _follow(state, states, ranks[:, columns])
-        log_q[:, columns] = state.log_probs(states)
+        log_q[:, columns] = state.draft_log_probs(states)
         tokens[:, columns] = sampler.draw(log_q[:, columns], columns)
         state.write_drafts(ranks[:, columns], tokens[:, columns])
     window = DraftWindow(tokens, size, log_q, positions, sampler)

@@ -12,7 +12,7 @@ NAMED_SAMPLERS: dict[str, dict[str, Any]] = {
     "assd-ngram": {"sampler": "assd", "draft": "ngram"},
     "fused": {"sampler": "fused"},
     "fused-blind": {"sampler": "fused", "draft": "blind"},
-    "fused-adaptive": {"sampler": "fused", "coupling": "block", "adaptive": True},
+    "fused-adaptive": {"sampler": "fused", "coupling": "gumbel", "adaptive": True},
     "parallel": {"sampler": "parallel"},
 }
 

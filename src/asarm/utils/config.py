@@ -1,8 +1,13 @@
 """Settings as dataclasses: fields that are command-line options, configs composed of others, checks of values."""
 
+import sys
+from argparse import Action, ArgumentTypeError
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, field, fields, is_dataclass, make_dataclass, replace
 from typing import Any, TypeVar
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from asarm.utils.errors import InputError
 
@@ -58,7 +63,7 @@ def from_options(kind: type[Config], **values: Any) -> Config:
 
 
 def options_of(kind: type) -> type:
-    """One dataclass with all options of a config, those of nested ones among them, for `HfArgumentParser`."""
+    """One dataclass with all options of a config, those of nested ones among them, for `OptionParser`."""
     found = []
     for part in fields(kind):
         if not _is_nested(part):
@@ -71,6 +76,38 @@ def options_of(kind: type) -> type:
                 default = (MISSING, lambda value=value: list(value)) if isinstance(value, list) else (value, MISSING)
                 found.append((sub.name, sub.type, _copy(sub, *default)))
     return make_dataclass(kind.__name__, found)
+
+
+class OptionParser(HfArgumentParser):
+    """The parser of all commands. Options are written in full, and a flag takes a value only if it is a boolean word:
+    `--adaptive TEXT` leaves the text to the positional argument, `--adaptive false` does not."""
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        self.flags: set[str] = set()
+        super().__init__(*arguments, allow_abbrev=False, **settings)
+
+    def add_argument(self, *names: Any, **settings: Any) -> Action:
+        """As in argparse."""
+        action = super().add_argument(*names, **settings)
+        if action.nargs == "?" and action.const is True:
+            self.flags |= set(action.option_strings)
+        return action
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse."""
+        words = sys.argv[1:] if args is None else list(args)
+        end = words.index("--") if "--" in words else len(words)
+        for index in range(end):
+            if words[index] in self.flags and not _is_boolean(words[index + 1 : index + 2]):
+                words[index] += "=true"
+        return super().parse_known_args(words, namespace)
+
+
+def _is_boolean(words: list[str]) -> bool:
+    try:
+        return bool(words) and isinstance(string_to_bool(words[0]), bool)
+    except ArgumentTypeError:
+        return False
 
 
 def _copy(part: Field, default: Any, default_factory: Any) -> Any:

@@ -28,7 +28,7 @@ from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from support.results import interrupted_copy, lines_of, without_times
 
-# Adaptive windows are as long as pays at the moment, so that no two runs need to have the same.
+# Adaptive windows are as long as pays at the moment, so that no two runs need to cost the same.
 REPEATABLE = [name for name in NAMED_SAMPLERS if name != "fused-adaptive"]
 NUM_TEXTS, LENGTH, BATCH = 5, 32, 2
 
@@ -74,6 +74,16 @@ def test_every_text_is_decoded_once_by_every_variant(finished):
     assert {line["nfe"] for line in by_name["sequential"].values()} == {masked}
     assert {line["nfe"] for line in by_name["parallel"].values()} == {3}
     assert all(line["nfe"] < masked for line in by_name["assd-self"].values())
+
+
+def test_adaptive_windows_change_the_cost_only(tmp_path, settings):
+    """Texts and scores of fused-adaptive are those of sequential, whatever the clock says."""
+    changes = {"samplers": ["sequential", "fused-adaptive"], "k_sweep_texts": 0, "output_dir": str(tmp_path)}
+    evaluate(from_options(DecodingEvalConfig, **(settings | changes)))
+    by_name = decoding_metrics.by_variant(lines_of(tmp_path))
+    for index, line in by_name["sequential"].items():
+        for field in ("text", "gen_nll", "entropy"):
+            assert by_name["fused-adaptive"][index][field] == line[field]
 
 
 def test_visible_tokens_stay(finished, settings, tiny_folder):
@@ -332,7 +342,7 @@ def test_options_override_the_preset():
         (["--mask_rate", "0"], "mask_rate must lie in (0, 1), not 0.0"),
         (["--mask_rate", "1"], "mask_rate must lie in (0, 1), not 1.0"),
         (["--mask_rate", "0.001"], "masks no token"),
-        (["--temperature", "0"], "temperature must be above 0"),
+        (["--temperature", "0"], "temperature must lie in"),
         (["--samplers", "magic"], "unknown sampler 'magic'"),
         (["--dtype", "float8"], "unknown dtype 'float8'"),
         (["--device", "abacus"], "no device 'abacus' here"),

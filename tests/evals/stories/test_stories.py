@@ -520,7 +520,7 @@ def test_options_override_the_preset():
         (["--parallel_steps", "0"], "steps must be at least 1, not 0"),
         (["--trials", "0"], "trials must be at least 1, not 0"),
         (["--max_items", "-1"], "max_items must be at least 0, not -1"),
-        (["--temperature", "0"], "temperature must be above 0"),
+        (["--temperature", "0"], "temperature must lie in"),
         (["--dtype", "float8"], "unknown dtype 'float8'"),
         (["--device", "abacus"], "no device 'abacus' here"),
         (["--compile", "maybe"], "unknown compile 'maybe'"),

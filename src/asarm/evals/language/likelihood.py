@@ -11,11 +11,12 @@ import torch
 
 from asarm.models.compiled import DecodingModel
 from asarm.objective.loss import log_prob_and_best
+from asarm.sampling.config import LOWEST_TEMPERATURE
 from asarm.tokenization.batch import InfillBatch, Role
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 
-COLD = 1e-9  # a temperature at which sampling takes the most probable token; only exact ties are drawn
+COLD = LOWEST_TEMPERATURE  # a temperature at which sampling takes the most probable token; only exact ties are drawn
 
 
 class Pair(NamedTuple):
