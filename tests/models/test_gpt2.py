@@ -1,5 +1,7 @@
 """The `gpt2` backbone: what each row may see, that the cache changes nothing, saving and loading."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
@@ -150,6 +152,24 @@ def test_a_model_and_its_tokenizer(tiny_folder, tmp_path):
         load(tmp_path)
 
 
-def test_shapes_that_cannot_be():
-    with pytest.raises(ValueError, match="n_head"):
-        AnyOrderGPT2Config(n_embd=30, n_head=4)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_embd": 30, "n_head": 4}, "n_embd=30 must give n_head=4 heads of even width"),
+        ({"n_embd": 9, "n_head": 3}, "even width"),
+        ({"n_head": 0}, "n_head must be at least 1, not 0"),
+        ({"n_layer": -1}, "n_layer must be at least 1, not -1"),
+        ({"n_layer": 2.5}, "'n_layer' expected int, got float"),
+        ({"n_positions": None}, "'n_positions' expected int, got NoneType"),
+        ({"layer_norm_epsilon": -1}, "layer_norm_epsilon must be at least 0"),
+        ({"rotary_base": 0}, "rotary_base must be at least 1, not 0"),
+        ({"mask_token_id": 20}, "mask_token_id=20 must lie in 0..vocab_size - 1"),
+        ({"draft_head": "big"}, "'draft_head' expected int, got str"),
+    ],
+)
+def test_shapes_that_cannot_be(tmp_path, settings, message):
+    config = json.loads(tiny_gpt2(20).config.to_json_string())
+    (tmp_path / "config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(InputError, match=message) as error:
+        AsArm.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value)

@@ -166,7 +166,7 @@ def damage(folder, how):
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [("missing", "cannot load"), ("corrupt", "cannot load"), ("without mask", "has no mask token")],
+    [("missing", "without a tokenizer"), ("corrupt", "cannot load"), ("without mask", "has no mask token")],
 )
 def test_unusable_tokenizers(tiny_folder, tmp_path, how, message):
     folder = tmp_path / "model"

@@ -1,10 +1,12 @@
 """What evaluations load from the Hub: datasets, and left-to-right language models."""
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from asarm.utils.hub_errors import as_input_error
+from asarm.models.load import model_folder, read_tokenizer
+from asarm.utils.errors import InputError
+from asarm.utils.hub_errors import as_input_error, config_errors
+from asarm.utils.weights import read_weights
 
 
 def hub_rows(source: tuple[str, ...], instead: str) -> list[dict]:
@@ -29,9 +31,16 @@ def load_causal(name: str, role: str, device: torch.device) -> tuple[PreTrainedM
 
     role: what it is for, in the message of the InputError when it cannot be loaded.
     """
-    with as_input_error(
-        lambda reason: f"cannot load the {role} {name}: {reason}", OSError, ValueError, SafetensorError
-    ):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    return model.eval().to(device), tokenizer
+    about = f"the {role} {name}"
+    try:
+        folder = model_folder(name)
+    except InputError as error:
+        raise InputError(f"cannot load {about}: {error}") from error
+    with config_errors(about):
+        config = AutoConfig.from_pretrained(folder)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(f"cannot load {about}: {config.model_type} models are no causal language models")
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    # Older checkpoints also hold constants that models compute by now.
+    model = read_weights(model_class, about, folder, torch.float32, strict=False)
+    return model.to(device), read_tokenizer(about, folder)

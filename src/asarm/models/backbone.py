@@ -16,12 +16,34 @@ from transformers import PreTrainedModel
 from asarm.models.draft_head import DraftHead
 from asarm.models.kv_cache import KeyValueCache
 from asarm.models.ops import small_batch_linear
+from asarm.utils.config import check, check_at_least
 
 BLOCK_ROWS = 128
 
 
+def check_settings(config: Any, *sizes: str) -> None:
+    """Raise InputError for settings, of those that every backbone's config has, that cannot be.
+
+    sizes: names of the settings that count layers, heads, or the width of something.
+    """
+    check_at_least(config, draft_head=0, initializer_range=0, **dict.fromkeys(("vocab_size", "n_positions", *sizes), 1))
+    for name, least in (("mask_token_id", 0), ("n_tokens", 1)):
+        value = getattr(config, name)
+        check(
+            value is None or least <= value < config.vocab_size,
+            f"{name}={value} must lie in {least}..vocab_size - 1, and vocab_size is {config.vocab_size}",
+        )
+    white_space = getattr(config, "white_space", None)
+    check(white_space in (None, "plain", "tokens"), f"white_space={white_space!r} must be plain or tokens")
+    quantized = getattr(config, "quantization_config", None)
+    check(quantized is None, "quantization_config is set: quantized weights cannot be read")
+
+
 class AnyOrderModel(PreTrainedModel):
-    """A two-stream model in rank order. Its config has `vocab_size`, `n_positions`, `mask_token_id` and `draft_head`.
+    """A two-stream model in rank order.
+
+    Its config has `vocab_size`, `n_positions` (of the longest sequence), `mask_token_id`, `n_tokens` (rows of the
+    vocabulary that belong to tokens, the first ones; None if all do) and `draft_head`.
 
     draft_head: None, or the draft head whose hidden width is config.draft_head.
     """
@@ -77,11 +99,17 @@ class AnyOrderModel(PreTrainedModel):
         """Weight [V, E] and bias [V] (or None) that turn final states into logits."""
         raise NotImplementedError
 
+    def never_sampled(self) -> list[slice]:
+        """Ids whose probability is 0 everywhere: the mask token's, and those of rows that belong to no token."""
+        mask, tokens = self.config.mask_token_id, getattr(self.config, "n_tokens", None)
+        masks = [] if mask is None else [slice(mask, mask + 1)]
+        return masks if tokens is None else [*masks, slice(tokens, self.config.vocab_size)]
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Final states [..., E] -> logits [..., V]; the mask token's is -inf, as it is never sampled."""
+        """Final states [..., E] -> logits [..., V], -inf for ids that are never sampled."""
         logits = small_batch_linear(hidden, *self.output_layer())
-        if self.config.mask_token_id is not None:
-            logits[..., self.config.mask_token_id] = float("-inf")
+        for ids in self.never_sampled():
+            logits[..., ids] = float("-inf")
         return logits
 
     def follow(self, states: torch.Tensor, left: torch.Tensor) -> torch.Tensor:

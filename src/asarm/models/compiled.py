@@ -95,6 +95,10 @@ class CompiledModel:
 
         return PaddedCache(self, batch, rounded(capacity), rounded(span))
 
+    def never_sampled(self) -> list[slice]:
+        """As in `AnyOrderModel`."""
+        return self.model.never_sampled()
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """As in `AnyOrderModel`."""
         return self.model.logits(hidden)

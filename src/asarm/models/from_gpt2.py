@@ -14,9 +14,12 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2, Block, new_gpt2
-from asarm.models.load import BACKBONES, TOKENIZER_FILES, load, model_folder, read_config, read_tokenizer, read_weights
+from asarm.models.load import BACKBONES, load, model_folder, read_config, read_tokenizer, vocabulary_size
 from asarm.tokenization.codec import TextCodec
+from asarm.utils.config import check_at_least
 from asarm.utils.errors import InputError
+from asarm.utils.hub_errors import config_errors
+from asarm.utils.weights import read_weights
 
 GPT2 = GPT2Config.model_type
 # The settings of GPT-2's config that change what it computes, with the values that our `gpt2` backbone implements.
@@ -68,6 +71,8 @@ def start_from(
 
 def check_supported(config: GPT2Config, name: str | Path) -> None:
     """Raise InputError for a GPT-2 that does not compute what our backbone does."""
+    with config_errors(name):
+        check_at_least(config, vocab_size=1, n_positions=1, n_embd=1, n_layer=1, n_head=1)
     allowed = {"n_inner": (None, 4 * config.n_embd)} | SETTINGS
     for setting, values in allowed.items():
         value = getattr(config, setting, None)
@@ -78,16 +83,8 @@ def check_supported(config: GPT2Config, name: str | Path) -> None:
         raise InputError(f"n_embd={config.n_embd} of {name} gives no n_head={config.n_head} heads of even width")
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many rows an embedding of all tokens has."""
-    return max(tokenizer.get_vocab().values()) + 1
-
-
 def new_tokenizer(name: str | Path, folder: Path) -> tuple[PreTrainedTokenizerBase, int]:
     """A GPT-2's tokenizer with a mask token and a pad token, and its `vocabulary_size` before these were added."""
-    # For a folder without a tokenizer, `transformers` would make up an empty one: look for its files first.
-    if not any((folder / file).exists() for file in (*TOKENIZER_FILES, "vocab.json")):
-        raise InputError(f"{name} comes without a tokenizer: put the one that it was trained with beside its weights")
     tokenizer = read_tokenizer(name, folder)
     known = vocabulary_size(tokenizer)
     if tokenizer.mask_token is None:

@@ -12,53 +12,49 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from asarm.models.backbone import AnyOrderModel, RowBlock, readable, visibility
+from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
 from asarm.models.ops import normed_linear, recompute_in_backward, small_batch_linear
 from asarm.tokenization.codec import TextCodec
+from asarm.utils.config import check, check_at_least
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, [B, 1, R, D / 2] each
 
 
+@strict
 class AnyOrderGPT2Config(PretrainedConfig):
-    """Shape of the model. Names are GPT-2's; `rotary_base` is the base of the rotary frequencies.
+    """Shape of the model. Names are GPT-2's; see also `AnyOrderModel`. Raises InputError for shapes that cannot be.
 
-    draft_head: hidden width of the draft head (`asarm.models.draft_head`); 0 for none.
+    rotary_base: base of the rotary frequencies.
     """
 
     model_type = "asarm-gpt2"
 
-    def __init__(
-        self,
-        vocab_size: int = 50258,
-        n_positions: int = 1024,
-        n_embd: int = 768,
-        n_layer: int = 12,
-        n_head: int = 12,
-        layer_norm_epsilon: float = 1e-5,
-        initializer_range: float = 0.02,
-        rotary_base: float = 10000.0,
-        mask_token_id: int | None = None,
-        draft_head: int = 0,
-        **kwargs: Any,
-    ):
-        if n_embd % n_head or (n_embd // n_head) % 2:
-            raise ValueError(f"n_embd={n_embd} must give n_head={n_head} heads of even width")
-        self.vocab_size = vocab_size
-        self.n_positions = n_positions
-        self.n_embd = n_embd
-        self.n_layer = n_layer
-        self.n_head = n_head
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.initializer_range = initializer_range
-        self.rotary_base = rotary_base
-        self.mask_token_id = mask_token_id
-        self.draft_head = draft_head
-        super().__init__(**kwargs)
+    vocab_size: int = 50258
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    layer_norm_epsilon: float | int = 1e-5
+    initializer_range: float | int = 0.02
+    rotary_base: float | int = 10000.0
+    mask_token_id: int | None = None
+    n_tokens: int | None = None
+    draft_head: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        check_settings(self, "n_embd", "n_layer", "n_head", "rotary_base")
+        check_at_least(self, layer_norm_epsilon=0)
+        check(
+            self.n_embd % (2 * self.n_head) == 0,
+            f"n_embd={self.n_embd} must give n_head={self.n_head} heads of even width",
+        )
 
 
 def rotary_table(positions: torch.Tensor, head_width: int, base: float) -> Rotary:

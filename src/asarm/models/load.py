@@ -1,36 +1,38 @@
 """Load any backbone and its tokenizer by the name of a bundled model, a folder or a repository on the Hub."""
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
-from asarm.utils.hub_errors import as_input_error, download_errors
+from asarm.utils.hub_errors import as_input_error, config_errors, download_errors
+from asarm.utils.weights import INDEX, WEIGHTS, find_weights, read_weights, refuse_pointer, shard_names
 
+logger = logging.getLogger(__name__)
 XLNET = AnyOrderXLNetConfig.model_type
 BACKBONES: dict[str, type[AnyOrderModel]] = {AnyOrderGPT2Config.model_type: AnyOrderGPT2, XLNET: AnyOrderXLNet}
 XLNET_TOKENIZER = "xlnet/xlnet-base-cased"  # released XLNet weights come without a tokenizer: all of them use this one
-XLNET_CODE_BRANCH = re.compile(r"code(-.*)?")
+# Names of the branches that released XLNet weights have on the Hub: code-..., code_..., nlp_...
+CODE_BRANCH, TEXT_BRANCH = re.compile(r"code([-_].*)?"), re.compile(r"nlp([-_].*)?")
 BUNDLED_FOLDER, BUNDLED_PREFIX = Path(__file__).parent.parent / "bundled", "tiny-"
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-# What is downloaded of a repository: no pickle, and nothing in subfolders.
-TOKENIZER_FILES = ["tokenizer.json", "spiece.model"]
-SMALL_FILES = [
-    "config.json", *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt",
+TOKENIZER_FILES = [  # one of them holds the vocabulary
+    "tokenizer.json", "spiece.model", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt"
 ]  # fmt: skip
-WEIGHT_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+# What is downloaded of a repository, besides one form of its weights.
+SMALL_FILES = [
+    "config.json", *TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
+]  # fmt: skip
 
 
 def load_on_device(
@@ -45,23 +47,13 @@ def load_on_device(
 def load(
     name: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32, white_space: str = "auto"
 ) -> tuple[AnyOrderModel, TextCodec]:
-    """A model in evaluation mode, and its codec. name, revision: as in `model_folder`.
-
-    white_space: "auto" is what the model's config says (see `AsArm.from_pretrained`); "tokens" and "plain" override it.
+    """A model in evaluation mode, and its codec. name, revision, white_space: as in `AsArm.from_pretrained`.
 
     Raises InputError as `AsArm.from_pretrained`, `load_tokenizer` and `TextCodec` do, and when model and tokenizer do
     not belong together.
     """
-    if white_space not in ("auto", "plain", "tokens"):
-        raise InputError(f"unknown white_space {white_space!r}: choose auto, plain or tokens")
-    model, tokenizer = AsArm.from_pretrained(name, revision, dtype), load_tokenizer(name, revision)
-    if model.config.mask_token_id != tokenizer.mask_token_id or model.config.vocab_size <= tokenizer.mask_token_id:
-        raise InputError(
-            f"the tokenizer of {name} does not belong to its weights: its mask token is {tokenizer.mask_token_id}, "
-            f"theirs {model.config.mask_token_id} of {model.config.vocab_size}"
-        )
-    if white_space != "auto":
-        model.config.white_space = white_space
+    model, tokenizer = AsArm.from_pretrained(name, revision, dtype, white_space), load_tokenizer(name, revision)
+    fit_to_tokenizer(model.config, tokenizer, name)
     return model, TextCodec(tokenizer, model.config.white_space)
 
 
@@ -70,25 +62,65 @@ class AsArm:
 
     @staticmethod
     def from_pretrained(
-        name: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32
+        name: str | Path, revision: str | None = None, dtype: torch.dtype = torch.float32, white_space: str = "auto"
     ) -> AnyOrderModel:
         """A model in evaluation mode, named as in `model_folder`. Its config decides on the backbone.
 
-        Reads safetensors only (one file or sharded), never pickle. Two settings that released checkpoints lack are
-        added to the config, and saved with it: mask_token_id, from the tokenizer; and white_space, how text is
-        encoded (see `TextCodec`): "tokens" for XLNet's branches `code` and `code-...`, "plain" for all others.
+        Reads safetensors or, where there are none, pickles of tensors (see `asarm.utils.weights`).
+
+        white_space: how text is encoded (see `TextCodec`): "tokens" or "plain"; "auto" is what the config says or, as
+        those of released checkpoints say nothing, "tokens" for XLNet's branches code, code-... and code_..., and
+        "plain" for all others. It is added to the config, as is what `fit_to_tokenizer` says of the tokenizer where
+        the config does not know the mask token.
 
         Raises InputError when there is no such model, its weights are missing, damaged or do not fit the config, or
         its architecture is unknown.
         """
+        if white_space not in ("auto", "plain", "tokens"):
+            raise InputError(f"unknown white_space {white_space!r}: choose auto, plain or tokens")
         config = read_config(name, model_folder(name, revision, weights=False))
         model = read_weights(BACKBONES[config.model_type], name, model_folder(name, revision), dtype)
         if model.config.mask_token_id is None:
-            model.config.mask_token_id = load_tokenizer(name, revision).mask_token_id
-        if getattr(model.config, "white_space", None) is None:
-            is_code = config.model_type == XLNET and XLNET_CODE_BRANCH.fullmatch(revision or "")
-            model.config.white_space = "tokens" if is_code else "plain"
-        return model.eval()
+            fit_to_tokenizer(model.config, load_tokenizer(name, revision), name)
+        if white_space != "auto":
+            model.config.white_space = white_space
+        elif getattr(model.config, "white_space", None) is None:
+            model.config.white_space = branch_white_space(config.model_type, name, revision)
+        return model
+
+
+def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:
+    """Tell a config which rows of its vocabulary are never sampled: the mask token's, and those without a token.
+
+    Raises InputError when the tokenizer has another mask token, or more tokens than there are rows.
+    """
+    known = vocabulary_size(tokenizer)
+    if config.mask_token_id is None:
+        config.mask_token_id = tokenizer.mask_token_id
+    if config.mask_token_id != tokenizer.mask_token_id or known > config.vocab_size:
+        raise InputError(
+            f"the tokenizer of {name} does not belong to its weights: its mask token is {tokenizer.mask_token_id} of "
+            f"{known}, theirs {config.mask_token_id} of {config.vocab_size}"
+        )
+    config.n_tokens = known if known < config.vocab_size else None
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows an embedding of all tokens has."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def branch_white_space(model_type: str, name: str | Path, revision: str | None) -> str:
+    """How a model encodes white space, by its branch on the Hub. Says so where that is a guess."""
+    if model_type != XLNET or revision is None or TEXT_BRANCH.fullmatch(revision):
+        return "plain"
+    if CODE_BRANCH.fullmatch(revision):
+        return "tokens"
+    logger.warning(
+        "%s at %s is read as a model of plain text, as neither its config nor a branch called nlp... or code... says "
+        "what it is; if it is one of code: --white_space tokens", name, revision
+    )  # fmt: skip
+    return "plain"
 
 
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -97,9 +129,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     Raises InputError when it is missing, damaged or has no mask token.
     """
     folder = model_folder(name, revision, weights=False)
-    # For an XLNet folder without a tokenizer, `transformers` would make up an empty one: look for its files first.
-    has_tokenizer = any((folder / file).exists() for file in TOKENIZER_FILES)
-    if not has_tokenizer and read_config(name, folder).model_type == XLNET:
+    if not tokenizer_files(folder) and read_config(name, folder).model_type == XLNET:
         try:
             folder = model_folder(XLNET_TOKENIZER, weights=False)
         except InputError as error:
@@ -115,34 +145,27 @@ def read_config(name: str | Path, folder: Path, known: Iterable[str] = tuple(BAC
 
     name: what the user called the model, for the messages.
     """
-    with (
-        as_input_error(lambda reason: f"the config of {name} is not valid: {reason}", StrictDataclassError),
-        as_input_error(lambda reason: f"cannot load {name}: {reason}", OSError, ValueError),
-    ):
+    if (folder / "config.json").is_file():
+        refuse_pointer(folder / "config.json")
+    with config_errors(name):
         config = AutoConfig.from_pretrained(folder)
     if config.model_type not in known:
         raise InputError(f"{name} is a {config.model_type} model; known are {', '.join(known)}")
     return config
 
 
-def read_weights(model_class: type[PreTrainedModel], name: str | Path, folder: Path, dtype: torch.dtype) -> Any:
-    """A model of a class with the weights in a folder. Raises InputError when these are missing, damaged or unfit."""
-    with (
-        as_input_error(
-            lambda reason: f"the weights in {folder} are damaged, download them again: {reason}", SafetensorError
-        ),
-        as_input_error(lambda reason: f"cannot load {name}: {reason}", OSError, RuntimeError),
-    ):
-        loaded: Any = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
-        model, report = loaded
-    wrong = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report[kind]}
-    if wrong:
-        raise InputError(f"the weights of {name} do not fit its config: {wrong}")
-    return model
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files with a vocabulary in a folder."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def read_tokenizer(name: str | Path, folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder. Raises InputError when it is missing or damaged."""
+    files = tokenizer_files(folder)
+    if not files:  # `transformers` would make up an empty one
+        raise InputError(f"{name} comes without a tokenizer: put the one that it was trained with beside its weights")
+    for file in files:
+        refuse_pointer(file)
     # `tokenizers` raises plain Exception for damaged files.
     with as_input_error(lambda why: f"cannot load the tokenizer of {name}: are its files there? ({why})", Exception):
         return AutoTokenizer.from_pretrained(folder)
@@ -161,9 +184,28 @@ def model_folder(name: str | Path, revision: str | None = None, weights: bool = 
         return Path(folder)
     if Path(folder).is_absolute() or folder.startswith(".") or folder.count("/") > 1:
         raise InputError(f"no model folder {name}")
-    files = SMALL_FILES + WEIGHT_FILES if weights else SMALL_FILES
     with download_errors(name, revision):
-        return Path(snapshot_download(folder, revision=revision, allow_patterns=files))
+        return download(folder, revision, weights)
+
+
+def download(repository: str, revision: str, weights: bool) -> Path:
+    """The folder in the cache with the files of a repository that are needed, downloaded where they are not there yet.
+
+    Of weights in several forms only the one that is read is downloaded.
+    """
+    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES))
+
+    def add(*files: str) -> Path | None:
+        # The folder is called after the commit: from now on that is meant, wherever the branch moves.
+        snapshot_download(repository, revision=folder.name, allow_patterns=list(files))
+        return find_weights(folder)
+
+    for file in WEIGHTS if weights else ():
+        if found := add(file, file + INDEX):
+            if found.name.endswith(INDEX):
+                add(*shard_names(found))
+            break
+    return folder
 
 
 def resolve_model(name: str | Path) -> str:

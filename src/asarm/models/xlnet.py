@@ -17,43 +17,44 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import XLNetConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from asarm.models.backbone import AnyOrderModel, RowBlock, readable, visibility
+from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
 from asarm.models.ops import normed_linear, recompute_in_backward, small_batch_linear
-from asarm.utils.errors import InputError
+from asarm.utils.config import check, check_at_least, check_choices
 
 
+@strict
 class AnyOrderXLNetConfig(XLNetConfig):
-    """XLNet's config, and settings that it lacks.
+    """XLNet's config, and settings that it lacks: see `AnyOrderModel`. Raises InputError for what is not implemented.
 
-    n_positions: length in tokens of the longest sequence accepted. The weights set no limit; XLNet was trained on 512.
-    mask_token_id: the token that is never sampled; `asarm.models.load` takes it from the tokenizer.
-    draft_head: hidden width of the draft head (`asarm.models.draft_head`); 0 for none.
+    The weights set no limit to n_positions; XLNet was trained on 512.
     """
 
     n_positions: int = 1024
     mask_token_id: int | None = None
+    n_tokens: int | None = None
     draft_head: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        check_settings(self, "d_model", "n_layer", "n_head", "d_inner")
+        check_at_least(self, layer_norm_eps=0)
+        check_choices("ff_activation", [self.ff_activation], ACT2FN)
+        check(0 <= self.dropout < 1, f"dropout={self.dropout} must lie in [0, 1)")
+        check(self.attn_type == "bi", f"attn_type={self.attn_type!r} is Transformer-XL's; XLNet models have 'bi'")
+        check(not self.bi_data, "bi_data=True reads half of the batch backwards; set it to false in config.json")
+        check(self.d_model % 2 == 0, f"d_model={self.d_model} is odd; sines and cosines need an even width")
 
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write config.json, with the name of the class of `transformers` that can load the weights, too."""
         self.architectures = ["XLNetLMHeadModel"]
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
-
-
-def check_supported(config: AnyOrderXLNetConfig) -> None:
-    """Raise InputError for settings that change the attention in ways that this model does not implement."""
-    if config.attn_type != "bi":
-        raise InputError(f"attn_type={config.attn_type!r} is Transformer-XL's; XLNet models have 'bi'")
-    if config.bi_data:
-        raise InputError("bi_data=True reads half of the batch backwards; set it to false in config.json")
-    if config.d_model % 2:
-        raise InputError(f"d_model={config.d_model} is odd; sines and cosines of the positions need an even width")
 
 
 def sinusoids(span: int, config: AnyOrderXLNetConfig, device: torch.device) -> torch.Tensor:
@@ -279,7 +280,6 @@ class AnyOrderXLNet(AnyOrderModel):
     _tied_weights_keys = {"lm_loss.weight": "transformer.word_embedding.weight"}  # noqa: RUF012 (transformers' name)
 
     def __init__(self, config: AnyOrderXLNetConfig):
-        check_supported(config)
         super().__init__(config)
         self.transformer = Transformer(config)
         self.lm_loss = nn.Linear(config.d_model, config.vocab_size)

@@ -6,6 +6,7 @@ costs one matrix product more than keeping them would, and writes each slice of 
 Shapes: Q queries, E width, V vocabulary, W width of a slice of the vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ def cross_entropy(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
-    excluded: int | None = None,
+    excluded: Sequence[slice] = (),
     elements: int = SLICE_ELEMENTS,
 ) -> torch.Tensor:
     """Negative log-likelihoods [...] (nats, float32) of targets [...] int64 under softmax(hidden weight^T + bias).
 
-    hidden: [..., E]. weight: [V, E]. bias: [V] or None. excluded: a token whose probability is 0 (the mask token).
+    hidden: [..., E]. weight: [V, E]. bias: [V] or None. excluded: tokens whose probability is 0.
     elements: the largest number of logits held at once. Products run in the dtype of autocast where it is on, sums in
     float32.
     """
@@ -41,12 +42,12 @@ def _slices(size: int, width: int) -> list[slice]:
 
 
 def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, part: slice, excluded: int | None
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, part: slice, excluded: Sequence[slice]
 ) -> torch.Tensor:
     """Logits [Q, W] (float32) of one slice of the vocabulary."""
     logits = torch.nn.functional.linear(hidden, weight[part], None if bias is None else bias[part]).float()
-    if excluded is not None and part.start <= excluded < part.stop:
-        logits[:, excluded - part.start] = float("-inf")
+    for tokens in excluded:
+        logits[:, max(0, tokens.start - part.start) : max(0, tokens.stop - part.start)] = float("-inf")
     return logits
 
 
@@ -64,7 +65,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
-        excluded: int | None,
+        excluded: Sequence[slice],
         width: int,
     ) -> torch.Tensor:
         normaliser = hidden.new_full(targets.shape, float("-inf"), dtype=torch.float32)  # [Q]

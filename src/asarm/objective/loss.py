@@ -103,7 +103,7 @@ def query_nll(model: AnyOrderModel, *arguments: torch.Tensor, targets: torch.Ten
     arguments: as in `AnyOrderModel.hidden`. The logits never exist as a whole (see `chunked_cross_entropy`).
     """
     states = model.hidden(*arguments)  # [B, Q, E]
-    return cross_entropy(states, *model.output_layer(), targets, excluded=model.config.mask_token_id)
+    return cross_entropy(states, *model.output_layer(), targets, excluded=model.never_sampled())
 
 
 @torch.inference_mode()

@@ -73,6 +73,7 @@ def _ngram_draft(state: DecodeState) -> DraftWindow:
     ranks = state.next_ranks(int(size.max()))  # [B, K]
     positions = state.positions.gather(1, ranks)
     sampler = state.token_sampler(positions)
+    vocab_size, never_sampled = state.model.config.vocab_size, state.model.never_sampled()
     sequence, known = _known_tokens(state)  # [B, N]
     readable = known.clone()  # decoded, or drafted in this window
     drafts, log_q = [], []
@@ -81,7 +82,7 @@ def _ngram_draft(state: DecodeState) -> DraftWindow:
         left = (position - 1).clamp(min=0)
         has_left = (position > 0) & readable.gather(1, left)
         probs = bigram_distribution(
-            sequence, known, sequence.gather(1, left)[:, 0], has_left[:, 0], state.model.config.vocab_size
+            sequence, known, sequence.gather(1, left)[:, 0], has_left[:, 0], vocab_size, never_sampled
         )
         log_q.append(probs.log())
         draft = sampler.draw(log_q[-1][:, None], slice(column, column + 1))  # [B, 1]
@@ -111,18 +112,26 @@ def _known_tokens(state: DecodeState) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def bigram_distribution(
-    sequence: torch.Tensor, known: torch.Tensor, left: torch.Tensor, has_left: torch.Tensor, vocab_size: int
+    sequence: torch.Tensor,
+    known: torch.Tensor,
+    left: torch.Tensor,
+    has_left: torch.Tensor,
+    vocab_size: int,
+    never_sampled: Sequence[slice] = (),
 ) -> torch.Tensor:
     """Distribution [B, V] float32 of the token after `left` [B]: how often each followed it among the known tokens.
 
     sequence: [B, N] int64. known: [B, N] bool. Where `left` was never followed by anything, or there is none (has_left
-    [B] false), it is that of the known tokens; where nothing is known, it is uniform. Counted in every call, so
-    that it is always up to date.
+    [B] false), it is that of the known tokens; where nothing is known, it is uniform over all but the ids that are
+    never sampled. Counted in every call, so that it is always up to date.
     """
     pairs = known[:, :-1] & known[:, 1:] & (sequence[:, :-1] == left[:, None]) & has_left[:, None]
     zeros = sequence.new_zeros(len(sequence), vocab_size, dtype=torch.float32)
     bigram = zeros.scatter_add(1, sequence[:, 1:], pairs.float())
     unigram = zeros.scatter_add(1, sequence, known.float())
     counts = torch.where(bigram.sum(1, keepdim=True) > 0, bigram, unigram)
-    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, torch.ones_like(counts))
+    uniform = torch.ones_like(counts)
+    for ids in never_sampled:
+        uniform[:, ids] = 0.0
+    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, uniform)
     return counts / counts.sum(1, keepdim=True)

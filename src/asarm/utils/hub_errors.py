@@ -22,15 +22,31 @@ from asarm.utils.errors import InputError, first_line
 def as_input_error(message: Callable[[str], str], *kinds: type[Exception]) -> Iterator[None]:
     """Raise `InputError(message(reason))` instead of exceptions of these kinds; an InputError passes unchanged.
 
-    reason: what the exception says, in one line.
+    reason: the first line of what the exception says.
     """
     try:
         yield
     except InputError:
         raise
     except kinds as error:
-        whole = isinstance(error, StrictDataclassError)  # its first line names the check, the next what is wrong
-        raise InputError(message(" ".join(str(error).split()) if whole else first_line(error))) from error
+        raise InputError(message(first_line(error))) from error
+
+
+@contextmanager
+def config_errors(name: str | Path) -> Iterator[None]:
+    """Turn errors of reading a model's config into InputError. name: of the model, for the messages."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot load {name}: {first_line(error)}") from error
+    except (
+        Exception
+    ) as error:  # configs check some of the values that they get, and fail in all kinds of ways at others
+        # The first line of a StrictDataclassError names the check, the next one what is wrong.
+        reason = " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else first_line(error)
+        if not isinstance(error, (StrictDataclassError, ValueError)):
+            reason = f"{type(error).__name__}: {reason}"
+        raise InputError(f"the config of {name} is not valid: {reason}") from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 from asarm.evals.hub import load_causal
 from asarm.evals.infilling.fim import find_fim
 from asarm.evals.infilling.infill import InfillResult, Row
+from asarm.models.load import vocabulary_size
 from asarm.sampling.counter_rng import TOKEN, CounterRNG
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import text_after
@@ -25,7 +26,8 @@ class CausalModel:
         self.device, self.codec = device, TextCodec(tokenizer)
         self.longest = getattr(self.model.config, "max_position_embeddings", None)
         self.fim = find_fim(tokenizer)
-        self.never = sorted({*tokenizer.all_special_ids, *(self.fim or ())})  # never drawn
+        textless = range(vocabulary_size(tokenizer), self.model.config.vocab_size)  # rows that fill up the vocabulary
+        self.never = sorted({*tokenizer.all_special_ids, *(self.fim or ()), *textless})  # never drawn
         self.begin = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
 
     def fill(self, rows: Sequence[Row], temperature: float, seeds: Sequence[int]) -> list[InfillResult]:
