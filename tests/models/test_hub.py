@@ -6,6 +6,7 @@ The commands run in processes of their own, as `huggingface_hub` reads its envir
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from support.hub import Hub, commit_of
 from support.paths import SOURCE
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
+OTHER_FORMS = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx", "training_args.bin")
 CODE = "def f(a):\n    return ___3\n\tb   ___2\n"
 # `python -m asarm infill` with several lists of arguments in one process, as starting one takes seconds.
 SEVERAL = """
@@ -46,7 +48,10 @@ class Printed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """user/xlnet has the branches code (sharded), nlp (other weights, no tokenizer), and cut and torn (damaged)."""
+    """user/xlnet has the branches code (sharded), nlp (other weights, no tokenizer), and cut and torn (damaged).
+
+    code_bin and python have the weights of code as pickles, in several files and in one, and no safetensors.
+    """
     folder = tmp_path_factory.mktemp("hub")
     tokenizer = train_xlnet_tokenizer(Path(__file__).read_text(encoding="utf-8"), 200)
     shape = {"vocab_size": len(tokenizer), "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}
@@ -57,14 +62,26 @@ def hub(tmp_path_factory):
             model.save_pretrained(folder / branch, max_shard_size="10KB" if branch == "code" else "1GB")
     for path in ("code", "cut", "torn", "xlnet"):
         tokenizer.save_pretrained(folder / path)
-    (folder / "code" / "pytorch_model.bin").write_bytes(b"never asked for")
+    for branch in ("code_bin", "python"):
+        shutil.copytree(folder / "code", folder / branch, ignore=shutil.ignore_patterns("*.safetensors*"))
+    tensors = XLNetLMHeadModel.from_pretrained(folder / "code").state_dict()
+    torch.save(tensors, folder / "python" / "pytorch_model.bin")
+    shards = {"one.bin": dict(list(tensors.items())[:9]), "two.bin": dict(list(tensors.items())[9:])}
+    for file, part in shards.items():
+        torch.save(part, folder / "code_bin" / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
+    (folder / "code_bin" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    for file in ("pytorch_model.bin", *OTHER_FORMS):
+        (folder / "code" / file).write_bytes(b"never asked for")
+    for file in OTHER_FORMS:
+        (folder / "code_bin" / file).write_bytes(b"never asked for")
     (folder / "xlnet" / "model.safetensors").write_bytes(b"never asked for, either")
     weights = folder / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     bert = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8}
     BertModel(BertConfig(**bert, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(folder / "bert")
     repositories = {
-        "user/xlnet": {branch: folder / branch for branch in ("nlp", "code", "cut", "torn")},
+        "user/xlnet": {branch: folder / branch for branch in ("nlp", "code", "cut", "torn", "code_bin", "python")},
         "user/bert": {"main": folder / "bert"},
         "xlnet/xlnet-base-cased": {"main": folder / "xlnet"},
     }
@@ -113,6 +130,10 @@ def online(hub, home):
             "cut": "user/xlnet --revision cut",
             "torn": "user/xlnet --revision torn",
             "bert": "user/bert",
+            "code_bin": "user/xlnet --revision code_bin",
+            "python": "user/xlnet --revision python",
+            "commit": f"user/xlnet --revision {commit_of('user/xlnet', 'code')}",
+            "commit, told": f"user/xlnet --white_space tokens --revision {commit_of('user/xlnet', 'code')}",
         },
     )
 
@@ -127,6 +148,7 @@ def offline(hub, home, online):
             "nlp": "user/xlnet --revision nlp",
             "torn": "user/xlnet --revision torn",
             "never": "user/never --revision code",
+            "code_bin": "user/xlnet --revision code_bin",
         },
     )
     assert hub.requests[before:] == []
@@ -165,13 +187,47 @@ def test_a_second_load_downloads_nothing(hub, online):
 
 
 def test_the_cache_serves_offline(online, offline):
-    for branch in ("code", "nlp"):
+    for branch in ("code", "nlp", "code_bin"):
         assert offline[branch].tokens() == online[branch].tokens()
 
 
+def test_pickled_weights_give_the_same(online):
+    assert online["code_bin"].tokens() == online["code"].tokens()
+
+
+@pytest.mark.parametrize("name", ["python", "commit"])
+def test_a_guess_about_white_space_is_said(online, name):
+    asked = "python" if name == "python" else commit_of("user/xlnet", "code")
+    message = f"user/xlnet at {asked} is read as a model of plain text, .*--white_space tokens\n"
+    assert re.fullmatch(message, online[name].err), online[name].err
+    assert online[name].tokens() == online["python"].tokens() != online["code"].tokens()
+    assert online["commit, told"].tokens() == online["code"].tokens()
+    for known in ("commit, told", "code", "code_bin", "nlp"):
+        assert online[known].err == ""
+
+
+@pytest.mark.parametrize(
+    ("revision", "white_space", "said"),
+    [
+        ("code", "tokens", False), ("code-single_line_25k", "tokens", False), ("code_210k_plus_75k", "tokens", False),
+        ("nlp", "plain", False), ("nlp_210k_plus_75k", "plain", False), ("nlp-infill", "plain", False),
+        (None, "plain", True), ("Code", "plain", True), ("codes", "plain", True), ("python_code", "plain", True),
+        ("main", "plain", True), ("0" * 40, "plain", True),
+    ],
+)  # fmt: skip
+def test_spellings_of_branches(revision, white_space, said, caplog):
+    assert load.branch_white_space("xlnet", "user/xlnet", revision) == white_space
+    assert bool(caplog.messages) == said
+    assert load.branch_white_space("asarm-gpt2", "user/gpt2", revision) == "plain"
+    assert load.branch_white_space("xlnet", "xlnet/xlnet-base-cased", revision) in (white_space, "plain")
+    assert len(caplog.messages) == said
+
+
 def test_only_what_is_needed_is_asked_for(hub, online):
-    for path in ("pytorch_model.bin", "/user/bert/resolve/.*safetensors", "/xlnet-base-cased/resolve/.*safetensors"):
+    unneeded = (f"{commit_of('user/xlnet', 'code')}/pytorch_model.bin", *OTHER_FORMS)
+    for path in (*unneeded, "/user/bert/resolve/.*safetensors", "/xlnet-base-cased/resolve/.*safetensors"):
         assert not [request for request in hub.requests if re.search(path, request)]
+    assert [request for request in hub.requests if re.search("resolve/.*/two.bin", request)]
     assert [request for request in hub.requests if re.search("/xlnet-base-cased/resolve/.*tokenizer.json", request)]
 
 

@@ -493,8 +493,22 @@ def test_the_tokenizer_of_xlnet_stands_in_for_a_missing_one(folder, tmp_path, mo
         AsArm.from_pretrained(tmp_path)
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tiny_folder, tmp_path):
-    random_reference(**TINY | {"vocab_size": 2}).save_pretrained(tmp_path)
+def test_rows_without_a_token_are_told_from_tokens(tiny_folder, tmp_path):
+    """Loaded with its tokenizer, and saved and loaded without one."""
+    tokenizer = load_tokenizer(tiny_folder)
+    random_reference(**TINY | {"vocab_size": len(tokenizer) + 40}).save_pretrained(tmp_path / "padded")
+    tokenizer.save_pretrained(tmp_path / "padded")
+    model, _ = load.load(tmp_path / "padded")
+    assert (model.config.vocab_size, model.config.n_tokens) == (len(tokenizer) + 40, len(tokenizer))
+    model.save_pretrained(tmp_path / "saved")
+    assert AsArm.from_pretrained(tmp_path / "saved").config.n_tokens == len(tokenizer)
+    assert AsArm.from_pretrained(tmp_path / "padded").config.n_tokens == len(tokenizer)
+    assert load.load(tiny_folder)[0].config.n_tokens is None
+
+
+@pytest.mark.parametrize("vocab_size", [2, 299])
+def test_a_tokenizer_larger_than_the_model_is_refused(tiny_folder, tmp_path, vocab_size):
+    random_reference(**TINY | {"vocab_size": vocab_size}).save_pretrained(tmp_path)
     load_tokenizer(tiny_folder).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="mask token"):
+    with pytest.raises(InputError, match=rf"mask token is \d+ of 300, theirs \d+ of {vocab_size}"):
         load.load(tmp_path)

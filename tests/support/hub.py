@@ -128,7 +128,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def is_large(path: Path) -> bool:
-    return path.suffix == ".safetensors"
+    return path.suffix in (".safetensors", ".bin")
 
 
 def digest(path: Path) -> str:

@@ -112,13 +112,13 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def branch_white_space(model_type: str, name: str | Path, revision: str | None) -> str:
     """How a model encodes white space, by its branch on the Hub. Says so where that is a guess."""
-    if model_type != XLNET or revision is None or TEXT_BRANCH.fullmatch(revision):
+    if model_type != XLNET or name == XLNET_TOKENIZER or TEXT_BRANCH.fullmatch(revision or ""):
         return "plain"
-    if CODE_BRANCH.fullmatch(revision):
+    if CODE_BRANCH.fullmatch(revision or ""):
         return "tokens"
     logger.warning(
-        "%s at %s is read as a model of plain text, as neither its config nor a branch called nlp... or code... says "
-        "what it is; if it is one of code: --white_space tokens", name, revision
+        "%s is read as a model of plain text, as neither its config nor a branch called nlp... or code... says what it "
+        "is; if it is one of code: --white_space tokens", f"{name} at {revision}" if revision else name,
     )  # fmt: skip
     return "plain"
 

@@ -204,7 +204,7 @@ def test_causal_model_goes_on_from_the_prefix(tmp_path, tiny_folder):
     codec = load(tiny_folder)[1]
     torch.manual_seed(0)
     shape = {"n_positions": 128, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.5}
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(codec), **shape)).save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(codec) + 40, **shape)).save_pretrained(tmp_path)
     codec.save_pretrained(tmp_path)
     causal = CausalModel(str(tmp_path), torch.device("cpu"))
     gaps = [make_example(Story(index, "", sentences), "3/5", causal.codec) for index, sentences in enumerate(STORIES)]
@@ -212,12 +212,14 @@ def test_causal_model_goes_on_from_the_prefix(tmp_path, tiny_folder):
     together = causal.fill(rows, 1.0, range(5))
     assert together == [causal.fill([row], 1.0, [seed])[0] for seed, row in enumerate(rows)]
     assert [len(one.tokens) for one in together] == [3, 9, 1, 6, 4]
-    # At a temperature near 0 it takes the most likely token, never the end of the text or another special token.
+    # At a temperature near 0 it takes the most likely token, never the end of the text or another special token, nor
+    # an id that the tokenizer does not have.
     (cold,) = causal.fill(rows[1:2], 1e-4, [0])
     ids = list(gaps[1].prefix_tokens)
     for token in cold.tokens:
         logits = causal.model(torch.tensor([ids])).logits[0, -1]
         logits[codec.tokenizer.all_special_ids] = -float("inf")
+        logits[len(codec) :] = -float("inf")
         assert token == int(logits.argmax())
         ids.append(token)
 
