@@ -12,8 +12,8 @@
 #     bash _run_training.sh [PRESET] [options]
 #
 # PRESET: tiny (CPU, offline, minutes), paper-nlp (the default), paper-nlp-infill, paper-code, paper-code-single-line;
-# those of the paper want a GPU and the Hub. With options alone nothing is preset: --train_files FILES --output_dir
-# FOLDER are then needed. `tiny --help` lists the options. Results go to results/train-PRESET in this repository: the
+# those of the paper want a GPU and the Hub. Where --train_files or --dataset come without one, nothing is preset,
+# and --output_dir is needed, too. `tiny --help` lists the options. Results go to results/train-PRESET in this repository: the
 # model to `model`, checkpoints beside it. A run that was interrupted goes on when the same command is given again.
 #
 # Several GPUs of one machine: NPROC_PER_NODE=4 bash _run_training.sh PRESET --gradient_accumulation_steps ...
@@ -39,11 +39,12 @@ repo=$(cd "$repo" && pwd)
 # shellcheck source=src/scripts/environment.sh
 . "$repo/src/scripts/environment.sh"
 
-case "${1-}" in
-    -*) arguments=("$@") ;;
+case "${1-} $*" in
+    -*" --train_files"* | -*" --dataset"*) arguments=("$@") ;;
     *)
-        preset=${1:-paper-nlp}
-        arguments=("$preset" --output_dir "$repo/results/train-$preset" "${@:2}")
+        preset=paper-nlp
+        [[ "${1--}" = -* ]] || { preset=$1 && shift; }
+        arguments=("$preset" --output_dir "$repo/results/train-$preset" "$@")
         ;;
 esac
 # shellcheck disable=SC2119 # no extras

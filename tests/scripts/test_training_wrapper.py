@@ -1,12 +1,19 @@
 """_run_training.sh: presets, several processes, and Slurm, with stand-ins for python3, srun and scontrol."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import XLNetConfig, XLNetLMHeadModel
 
+from support.hub import Hub
 from support.paths import REPO
+from support.training import PROSE
 from support.wrappers import active, run
+from support.xlnet_tokenizer import write_spiece_model
 
 TRAIN = "_run_training.sh"
 
@@ -43,7 +50,10 @@ def slurm(bare, tmp_path):
     [
         ([], "paper-nlp --output_dir {repo}/results/train-paper-nlp"),
         (["tiny", "--seed", "7"], "tiny --output_dir {repo}/results/train-tiny --seed 7"),
+        (["--dry_run"], "paper-nlp --output_dir {repo}/results/train-paper-nlp --dry_run"),
         (["--train_files", "a b", "--output_dir", "c"], "--train_files a b --output_dir c"),
+        (["--seed", "7", "--dataset=a", "--output_dir", "c"], "--seed 7 --dataset=a --output_dir c"),
+        (["tiny", "--train_files", "a"], "tiny --output_dir {repo}/results/train-tiny --train_files a"),
     ],
 )
 def test_arguments_are_passed_on(wrapper, bare, tmp_path, given, passed):
@@ -80,3 +90,30 @@ def test_a_dry_run_of_tiny(wrapper, tmp_path):
     for part in ("800 steps of 1,024 tokens", "estimated", "--- text 4 of the first batch ---"):
         assert part in result.stdout
     assert not (wrapper.parent / "results").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_paper_starts_from_pickled_weights(wrapper, tmp_path):
+    """XLNet's repository as it is said to be: pytorch_model.bin and spiece.model, and nothing newer."""
+    model, dataset = tmp_path / "model", tmp_path / "dataset"
+    for folder in (model, dataset):
+        folder.mkdir()
+    write_spiece_model(model, PROSE, 60)
+    shape = {"vocab_size": 80, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32}
+    reference = XLNetLMHeadModel(XLNetConfig(**shape))
+    reference.config.save_pretrained(model)
+    torch.save(reference.state_dict(), model / "pytorch_model.bin")
+    rows = [json.dumps({"text": text}) for text in PROSE.splitlines()]
+    (dataset / "train.jsonl").write_text("\n".join(rows))
+    with Hub({"xlnet/xlnet-base-cased": {"main": model}, "Skylion007/openwebtext": {"main": dataset}}) as hub:
+        env = active() | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "*",
+        }
+        result = run(wrapper, "--dry_run", env=env, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.match(r"xlnet, [\d,]+ parameters; streamed from Skylion007/openwebtext by 16 readers", result.stdout)
+    assert "cats of house" in result.stdout
+    assert [request for request in hub.requests if re.search("GET /cdn/xlnet/.*/pytorch_model.bin", request)]

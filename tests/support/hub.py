@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback interface: the requests that loading a model makes, served from folders."""
+"""A Hugging Face Hub on the loopback interface: what loading a model or streaming a dataset asks for, from folders."""
 
 import hashlib
 import json
@@ -13,7 +13,8 @@ def commit_of(repository: str, branch: str) -> str:
 
 
 class Hub:
-    """Serves `repositories`: {name: {branch: folder}}. Weights come from a second address, as large files do.
+    """Serves `repositories`: {name: {branch: folder}}, of models and datasets alike. Weights come from a second
+    address, as large files do.
 
     requests: what was asked for, in order. torn: paths of files that break off halfway, though their headers are right.
     """
@@ -61,10 +62,12 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
         try:
-            match path.strip("/").split("/"):
-                case ["api", "models", owner, name, "revision", revision]:
+            match path.strip("/").removeprefix("datasets/").split("/"):
+                case ["api", "models" | "datasets", owner, name]:
+                    self.send_info(f"{owner}/{name}", "main")
+                case ["api", "models" | "datasets", owner, name, "revision", revision]:
                     self.send_info(f"{owner}/{name}", revision)
-                case ["api", "models", owner, name, "tree", revision]:
+                case ["api", "models" | "datasets", owner, name, "tree", revision]:
                     self.send_tree(f"{owner}/{name}", revision)
                 case ["cdn", owner, name, revision, file]:
                     self.send_file(self.hub.find(f"{owner}/{name}", revision)[1] / file, {})
