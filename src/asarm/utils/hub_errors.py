@@ -39,9 +39,7 @@ def config_errors(name: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot load {name}: {first_line(error)}") from error
-    except (
-        Exception
-    ) as error:  # configs check some of the values that they get, and fail in all kinds of ways at others
+    except Exception as error:  # configs check some of their values, and fail in all kinds of ways at others
         # The first line of a StrictDataclassError names the check, the next one what is wrong.
         reason = " ".join(str(error).split()) if isinstance(error, StrictDataclassError) else first_line(error)
         if not isinstance(error, (StrictDataclassError, ValueError)):

@@ -355,7 +355,7 @@ def test_options_override_the_preset():
         (["--text", "{tmp}/mask.txt"], "the text holds <mask>"),
         (["--model", "{tmp}/none"], "no model folder"),
         (["--model", "{tmp}/no weights"], "no weights"),
-        (["--model", "{tmp}/corrupt"], "corrupt are damaged"),
+        (["--model", "{tmp}/corrupt"], "corrupt/model.safetensors are damaged"),
         (["--model", "tiny-none"], "no bundled model 'tiny-none'"),
         (["--judge", "{tmp}/none"], "cannot load the judge"),
         (["--nonsense", "1"], "nonsense"),
