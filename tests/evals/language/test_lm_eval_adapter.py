@@ -193,6 +193,27 @@ def test_an_empty_context_is_an_end_of_text(lm):
     assert found == (pytest.approx(score.log_prob, abs=1e-4), score.is_greedy)
 
 
+def test_a_context_of_white_space_is_an_empty_one(lm):
+    """The harness moves its white space to the continuation."""
+    found = lm.loglikelihood(requests((" \n", "The king"), ("Yes", " no")), disable_tqdm=True)
+    pairs = [Pair([lm.eot_token_id], lm.tok_encode(" \nThe king")), Pair(lm.tok_encode("Yes"), lm.tok_encode(" no"))]
+    expected = score_pairs(lm.model, pairs, 2)
+    assert [score.log_prob for score in found] == pytest.approx([score.log_prob for score in expected], abs=1e-4)
+    lm.generate_until(requests((" ", {"until": [], "max_gen_toks": 2})), disable_tqdm=True)
+
+
+def test_no_tokens_are_an_empty_text(lm):
+    settings = [{"until": [], "max_gen_toks": count} for count in (0, 3)]
+    texts = lm.generate_until(requests(*(("The king", one) for one in settings)), disable_tqdm=True)
+    assert texts[0] == ""
+    assert texts[1] == lm.codec.decode(greedy_ids(lm, lm.tok_encode("The king"), 3))
+    assert AsArmLM("tiny-text", max_gen_toks=0, device="cpu").generate_until(
+        requests(("The king", {"until": []})), disable_tqdm=True
+    ) == [""]
+    with pytest.raises(InputError, match="max_gen_toks must be at least 0, not -1"):
+        lm.generate_until(requests(("The king", {"until": [], "max_gen_toks": -1})), disable_tqdm=True)
+
+
 def greedy_ids(lm, context, count):
     """The most probable token each time, one function evaluation a token."""
     ids = list(context)
