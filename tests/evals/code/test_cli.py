@@ -54,7 +54,6 @@ def bad_files(tmp_path):
     write_rows(tmp_path / "twice.jsonl", [*ROWS, ROWS[1]])
     write_rows(tmp_path / "fields.jsonl", [ROWS[0], {key: ROWS[1][key] for key in ROWS[1] if key != "suffix"}])
     write_rows(tmp_path / "number.jsonl", [ROWS[0] | {"test": 1}])
-    write_rows(tmp_path / "empty.jsonl", [problem_row(0, "def f(a):\n", "", "    return a\n")])
     write_rows(tmp_path / "several.jsonl", [ROWS[0], SPAN_ROWS[0]])
     write_rows(tmp_path / "unknown.jsonl", [ROWS[0] | {"task_id": "mine/1"}])
     write_rows(tmp_path / "mask.jsonl", [problem_row(0, "def f(a):\n", "    return '<mask>'\n", "")])
@@ -74,7 +73,6 @@ def bad_files(tmp_path):
         (["--problems", "{tmp}/twice.jsonl"], "has task_id SingleLineInfilling/made/1/L1 2 times"),
         (["--problems", "{tmp}/fields.jsonl"], "fields.jsonl, line 2 has no field suffix"),
         (["--problems", "{tmp}/number.jsonl"], "number.jsonl, line 1 has no field test with a text"),
-        (["--problems", "{tmp}/empty.jsonl"], "the canonical_solution of SingleLineInfilling/made/0/L1 is empty"),
         (["--problems", "{tmp}/several.jsonl"], "problems of several splits: random-span, single-line"),
         (["--problems", "{tmp}/unknown.jsonl"], "do not tell its split"),
         (["--problems", "{tmp}/mask.jsonl"], "problem SingleLineInfilling/made/0/L1 holds <mask>"),
