@@ -83,6 +83,14 @@ def test_what_is_taken(library, tmp_path):
     assert rows[0]["text"] == ORDINARY
 
 
+def test_a_byte_order_mark_and_a_nul(library, tmp_path):
+    (library / "a.py").write_bytes(b"\xef\xbb\xbf" + ORDINARY.encode())
+    (library / "solution.py").write_bytes(b"\0" + (library / "solution.py").read_bytes())
+    texts = {row["path"].split("/")[-1]: row["text"] for row in run(library, tmp_path, "--exclude", "none")}
+    assert texts["a.py"] == ORDINARY
+    assert "solution.py" not in texts
+
+
 def test_without_an_evaluation_set_its_files_are_taken(library, tmp_path):
     names = {row["path"].split("/")[-1] for row in run(library, tmp_path, "--exclude", "none")}
     assert names == {"a.py", "different.py", "solution.py", "same_function.py"}

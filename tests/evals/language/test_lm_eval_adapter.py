@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +21,7 @@ from asarm.__main__ import main
 from asarm.cli.language import PRESETS
 from asarm.evals.language import lm_eval_adapter as harness
 from asarm.evals.language.config import LanguageEvalConfig
-from asarm.evals.language.data import file_lines, hellaswag_questions
+from asarm.evals.language.data import hellaswag_questions
 from asarm.evals.language.likelihood import Pair, score_pairs
 from asarm.evals.language.lm_eval_adapter import AsArmLM, generate
 from asarm.evals.language.run import evaluate
@@ -71,10 +73,10 @@ metric_list:
 def folder(tmp_path_factory):
     """Task files (YAML and JSON lines) and a passage file for our script."""
     folder = tmp_path_factory.mktemp("tasks")
-    passages = file_lines(PRESETS["tiny"]["lambada"]) + EXTRA
+    passages = Path(PRESETS["tiny"]["lambada"]).read_text(encoding="utf-8").splitlines() + EXTRA
     (folder / "passages.txt").write_text("\n".join(passages) + "\n", encoding="utf-8")
     (folder / "passages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in passages))
-    (folder / "questions.jsonl").write_text("\n".join(file_lines(PRESETS["tiny"]["hellaswag"])) + "\n")
+    shutil.copy(PRESETS["tiny"]["hellaswag"], folder / "questions.jsonl")
     for name, text in TASKS.items():
         file = "questions.jsonl" if name == "local_hellaswag" else "passages.jsonl"
         head = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / file}}}}}\n"
@@ -143,7 +145,7 @@ def test_harness_and_script_agree(evaluated, folder, tmp_path):
 def test_questions_are_the_harness_ones(folder):
     import datasets
 
-    rows = [json.loads(line) for line in file_lines(str(folder / "questions.jsonl"))]
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").open(encoding="utf-8")]
     rows[0] |= {
         "ctx_a": " [header] How to [title] do  it ",
         "ctx_b": "the MAN",
