@@ -17,30 +17,16 @@ from asarm.utils.errors import InputError
 BOM = b"\xef\xbb\xbf"
 
 
-def parquet(**columns):
+def parquet(table=None, **columns):
     """The bytes of a parquet file."""
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    pyarrow.parquet.write_table(table or pyarrow.table(columns), sink)
     return sink.getvalue().to_pybytes()
 
 
-def broken_utf8():
-    """The bytes of a parquet file whose second text is not UTF-8."""
-    array = pyarrow.array([b"one", b"caf\xe9"])
-    return parquet(text=pyarrow.StringArray.from_buffers(2, *array.buffers()[1:]))
-
-
-TWO_COLUMNS = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["text", "text"])
-
-
-def twice():
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(TWO_COLUMNS, sink)
-    return sink.getvalue().to_pybytes()
-
-
+NO_UTF8 = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"one", b"caf\xe9"]).buffers()[1:])
+TWICE = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["text", "text"])
 JSON_LIST = json.dumps([{"text": "one two"}, {"text": "three four"}], indent=1).encode()
-NESTED = b"[" * 100_000
 GOOD = [
     ("a.jsonl", b'{"text": "one two"}\r\n\r\n  \n{"text": "three four"}\r\n'),
     ("a.jsonl", BOM + b'{"text": "one two"}\n{"text": "three four"}'),
@@ -96,7 +82,7 @@ def test_plain_text(tmp_path, name):
         ("a.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', "a.jsonl is not UTF-8 text: byte 0xe9 in line 2"),
         ("a.jsonl", b'{"text": "x"}\n\n{"text": ["y"]}\n', r"a.jsonl, line 3: the field text holds \['y'\] \(list\)"),
         ("a.jsonl", b'{"text": "x"}\n3\n', "a.jsonl, line 2 is no JSON object, but 3"),
-        ("a.jsonl", NESTED, "a.jsonl, line 1 is no JSON that can be read"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1 is no JSON that can be read"),
         ("a.jsonl", b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "a.jsonl, line 1 is no JSON that can be read"),
         ("a.jsonl", b'{"text": "a\0b"}\n', "a.jsonl is not UTF-8 text: byte 0x00 in line 1"),
         ("a.json", b'[{"text": "x"},\n{"text": "y"]', "a.json, line 2 is no JSON: "),
@@ -120,8 +106,8 @@ def test_plain_text(tmp_path, name):
         ("a.parquet", parquet(text=[b"x"]), r"a.parquet, row 1: the field text holds b'x' \(bytes\), not text"),
         ("a.parquet", parquet(text=[{"a": "x"}]), r"a.parquet, row 1: the field text holds \{'a': 'x'\} \(dict\)"),
         ("a.parquet", parquet(text=[1.5]), r"a.parquet, row 1: the field text holds 1.5 \(float\), not text"),
-        ("a.parquet", broken_utf8(), "a.parquet, row 2 is not UTF-8 text: byte 0xe9"),
-        ("a.parquet", twice(), "a.parquet has the column text 2 times"),
+        ("a.parquet", parquet(text=NO_UTF8), "a.parquet, row 2 is not UTF-8 text: byte 0xe9"),
+        ("a.parquet", parquet(TWICE), "a.parquet has the column text 2 times"),
         ("a.parquet", parquet(text=["x"])[:-20], "a.parquet is no parquet file that can be read"),
         ("a.parquet", b'{"text": "x"}', "a.parquet is no parquet file that can be read"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n')[:-9], "cannot read .*a.jsonl.gz: Compressed file ended"),
@@ -132,15 +118,24 @@ def test_plain_text(tmp_path, name):
 def test_faulty_files_are_one_line(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
-    for read in (lambda: list(documents(path)), lambda: read_text(path), lambda: lambda_of(path)):
+    for read in (lambda path: list(documents(path)), read_text, read_texts):
         with pytest.raises(InputError, match=message) as caught:
-            read()
+            read(path)
         assert "\n" not in str(caught.value)
 
 
-def lambda_of(path):
-    """What the evaluations read: all fields, and texts that are there."""
-    return read_texts(path) if path.suffix in (".txt", ".gz") else read_texts(path) and read_rows(path, ["text"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "x"}\n\n{"text": null}\n', "a.jsonl, line 3: the field text holds null, not text"),
+        (b'{"text": "x"}\n{"body": "x"}\n', r"a.jsonl, line 2 has no field text \(it has body\)"),
+        (b'"x"\n{"text": 3}\n', r"a.jsonl, line 2: the field text holds 3 \(int\), not text"),
+    ],
+)
+def test_fields_of_an_evaluation_set_must_be_there(tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_rows(tmp_path / "a.jsonl", ["text"])
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.json", "a.csv", "a.parquet"])

@@ -41,11 +41,11 @@ def corpus_files(paths: list[str], extensions: Iterable[str] = (".txt",)) -> lis
     return files
 
 
-def documents(path: Path, text_field: str = "") -> Iterator[tuple[bool, str]]:
+def documents(path: Path, text_field: str | None = "") -> Iterator[tuple[bool, str]]:
     """The documents of a file in pieces of about PIECE characters at most: (is the first of a document, piece).
 
-    A text file is one document; other files (see `asarm.data.rows`) have one a row. Empty ones are left out. Raises
-    InputError, with the line, for what cannot be read, or has no such field.
+    A text file is one document; other files (see `asarm.data.rows`) have one a row. Empty ones are left out.
+    text_field: as in `find_field`. Raises InputError, with the line, for what cannot be read, or has no such field.
     """
     with opened(path) as (file, kind):
         if kind == TEXT:
@@ -59,7 +59,9 @@ def documents(path: Path, text_field: str = "") -> Iterator[tuple[bool, str]]:
                 yield from pieces(io.StringIO(text))
 
 
-def _column(file: io.BufferedIOBase, kind: str, path: Path, text_field: str = "") -> Iterator[tuple[str, str, object]]:
+def _column(
+    file: io.BufferedIOBase, kind: str, path: Path, text_field: str | None
+) -> Iterator[tuple[str, str, object]]:
     """(where, field, value) of the field with the text, of each row of an opened file."""
     for where, fields in rows_of(file, kind, path, lambda names, where: [find_field(names, text_field, where)]):
         for name, value in fields.items():
@@ -73,7 +75,7 @@ def document_text(value: object, where: str, field: str) -> str:
 
 def read_text(path: str | Path) -> str:
     """The documents of a file as one text. Raises InputError as `documents` does, and if it is empty."""
-    text = joined(documents(Path(path)))
+    text = joined(documents(Path(path), None))
     if not text.strip():
         raise InputError(f"{path} is empty")
     return text
@@ -99,21 +101,23 @@ def read_texts(path: str | Path) -> list[tuple[str, str]]:
         if kind == TEXT:
             found = [(f"{path}, line {number}", line.removesuffix("\n")) for number, line in lines_of(file, path)]
         else:
-            found = [(where, text_value(value, where, name)) for where, name, value in _column(file, kind, path)]
+            found = [(where, text_value(value, where, name)) for where, name, value in _column(file, kind, path, None)]
     if not found:
         raise InputError(f"{path} is empty")
     return found
 
 
-def find_field(names: Iterable[str], wanted: str, where: str) -> str:
-    """The field with the text: the one wanted, or else `text` or `content`. Raises InputError when there is none."""
+def find_field(names: Iterable[str], wanted: str | None, where: str) -> str:
+    """The field with the text: the one wanted, or else `text` or `content`. Raises InputError when there is none.
+
+    wanted: None where no option names it.
+    """
     names = list(names)
     for field in [wanted] if wanted else TEXT_FIELDS:
         if field in names:
             return field
-    raise InputError(
-        f"{where} has no field {wanted or ' or '.join(TEXT_FIELDS)} (it has {', '.join(names)}): name one by text_field"
-    )
+    hint = "" if wanted is None else ": name one by text_field"
+    raise InputError(f"{where} has no field {wanted or ' or '.join(TEXT_FIELDS)} (it has {', '.join(names)}){hint}")
 
 
 def pieces(file: TextIO) -> Iterator[tuple[bool, str]]:

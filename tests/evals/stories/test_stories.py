@@ -36,11 +36,12 @@ from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from support.models import tiny_gpt2, tiny_xlnet
-from support.paths import REPO
+from support.paths import REPO, SHARED
 from support.results import interrupted_copy, lines_of, read_page, without_times
 from support.wrappers import active, run
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
+OFFICIAL = SHARED / "rocstories" / "cloze_test_val__spring2016.csv"
 TRIALS, BATCH = 2, 2
 STORIES = [
     ["The bear lived in a tree.", "It was old.", "He asked the owl.", "The owl said no.", "So he walked home."],
@@ -119,6 +120,13 @@ def test_stories_may_be_rows_of_any_kind(tmp_path, kind):
     path.write_text(json.dumps(rows[0] | {"InputSentence2": None}))
     with pytest.raises(InputError, match=r"stories.*(InputSentence2 holds null|no parquet file|Not a gzipped file)"):
         read_stories(path)
+
+
+@pytest.mark.skipif(not OFFICIAL.exists(), reason=f"no official stories at {OFFICIAL}")
+def test_the_official_stories():
+    stories = read_stories(OFFICIAL)
+    assert len(stories) >= 1000
+    assert all(len(story.sentences) == 5 for story in stories)
 
 
 def test_our_own_stories():
