@@ -112,7 +112,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         installed_files([tmp_path / "nowhere"])
     (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(InputError, match="cannot read the evaluation set"):
+    with pytest.raises(InputError, match=r"bad.jsonl, line 1 is no JSON"):
         ExcludedCode.read([tmp_path / "bad.jsonl"])
     with pytest.raises(InputError, match="nothing is left"):
         main([str(tmp_path / "out.jsonl"), "--folders", str(tmp_path), "--exclude", "none"])

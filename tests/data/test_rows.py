@@ -100,6 +100,8 @@ def test_plain_text(tmp_path, name):
         ("a.csv", b'text,n\n"x,1\n', "a.csv, line 2 is no CSV that can be read: unexpected end of data"),
         ("a.csv", b"text,text\nx,y\n", "a.csv has the column text 2 times"),
         ("a.csv", b"body,n\nx,1\n", r"a.csv has no field text or content \(it has body, n\)"),
+        ("a.csv", b'"a\nb",n\nx,1\n', r"a.csv has no field text or content \(it has a b, n\)"),
+        ("a.csv", b"word," * 999, "it has word, word.{190}[.]{3}"),
         ("a.csv", b"text,n\nx,1\ncaf\xe9,2\n", "a.csv is not UTF-8 text: byte 0xe9 in line 3"),
         ("a.csv", b"text\n" + b"x" * (1 << 24) + b"xx\n", "a.csv, line 2 is no CSV that can be read: field larger"),
         ("a.parquet", parquet(text=[["x"]]), r"a.parquet, row 1: the field text holds \['x'\] \(list\), not text"),

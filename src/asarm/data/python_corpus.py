@@ -48,11 +48,8 @@ class ExcludedCode:
         """From files of rows whose texts are code, as HumanEval's. Raises InputError for others."""
         found = cls()
         for path in paths:
-            try:
-                rows = read_rows(path, ())
-            except InputError as error:
-                raise InputError(f"cannot read the evaluation set {path}: {error}") from error
-            for text in (value for row in rows for value in row.fields.values() if isinstance(value, str)):
+            values = (value for row in read_rows(path, ()) for value in row.fields.values())
+            for text in (value for value in values if isinstance(value, str)):
                 found.lines.update(long_lines(text, SHARED_LINE))
                 found.signatures.update(signatures(text))
         return found

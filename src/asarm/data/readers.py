@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from asarm.data.rows import TEXT, check_text, lines_of, opened, rows_of, text_of, text_value
+from asarm.data.rows import TEXT, check_text, lines_of, listed, opened, rows_of, text_of, text_value
 from asarm.utils.errors import InputError
 
 PIECE = 1 << 20  # characters that are tokenised at once, so that a document of any length takes little memory
@@ -117,7 +117,7 @@ def find_field(names: Iterable[str], wanted: str | None, where: str) -> str:
         if field in names:
             return field
     hint = "" if wanted is None else ": name one by text_field"
-    raise InputError(f"{where} has no field {wanted or ' or '.join(TEXT_FIELDS)} (it has {', '.join(names)}){hint}")
+    raise InputError(f"{where} has no field {wanted or ' or '.join(TEXT_FIELDS)} (it has {listed(names)}){hint}")
 
 
 def pieces(file: TextIO) -> Iterator[tuple[bool, str]]:

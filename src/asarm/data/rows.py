@@ -25,6 +25,7 @@ from asarm.utils.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 LONGEST_LINE = 1 << 24  # characters of a line, or of a CSV file's cell, that are read at once
+MESSAGE_NAMES = 200  # characters of all names in a message
 TEXT, JSON, PARQUET = "text", "json", "parquet"
 KINDS = {".jsonl": JSON, ".ndjson": JSON, ".json": JSON, ".csv": ",", ".tsv": "\t", ".parquet": PARQUET}
 DELIMITERS = (",", "\t")  # a CSV file's kind is its delimiter
@@ -222,7 +223,13 @@ def checked_rows(rows: Iterable[Row], texts: Sequence[str], as_written: bool = F
 def check_fields(names: Sequence[str], where: str, wanted: Iterable[str]) -> None:
     """Raise InputError if one of the wanted fields is not among the names."""
     if missing := [name for name in wanted if name not in names]:
-        raise InputError(f"{where} has no field {', '.join(missing)} (it has {', '.join(map(str, names))})")
+        raise InputError(f"{where} has no field {', '.join(missing)} (it has {listed(names)})")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message: on one line, and cut where they are very long."""
+    text = " ".join(", ".join(names).split())
+    return text if len(text) <= MESSAGE_NAMES else f"{text[:MESSAGE_NAMES]}..."
 
 
 def read_rows(
