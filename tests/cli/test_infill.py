@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from asarm import __main__
 from asarm.cli import render_trace as trace
-from asarm.cli.infill import main, print_text
+from asarm.cli.infill import input_text, main, print_text
 from asarm.models import load as models
 from asarm.models.load import load
 from asarm.sampling import TraceStep
@@ -203,8 +204,24 @@ def test_text_without_quotes(infill, capsys):
 
 def test_standard_input_that_is_no_utf8(infill, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a \xff ___")))
-    with pytest.raises(InputError, match="standard input is not UTF-8"):
+    with pytest.raises(InputError, match="the standard input is not UTF-8 text: byte 0xff in line 1"):
         infill("-")
+
+
+def test_an_argument_that_is_no_utf8(infill):
+    """As Python has it of the command line."""
+    with pytest.raises(InputError, match="the text is not UTF-8 text: byte 0xe9 in line 2"):
+        infill(os.fsdecode(b"a ___\ncaf\xe9"))
+
+
+def test_a_byte_order_mark_is_not_of_the_text(tmp_path, monkeypatch):
+    data = "\ufeffcaf\u00e9 ___\r\n".encode()
+    (tmp_path / "a.json").write_bytes(data)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert input_text(None, str(tmp_path / "a.json")) == input_text("-", "") == "caf\u00e9 ___"
+    (tmp_path / "a.json").write_text("a ___", encoding="utf-16")
+    with pytest.raises(InputError, match=r"a.json is UTF-16 text: convert it to UTF-8"):
+        input_text(None, str(tmp_path / "a.json"))
 
 
 def test_a_bundled_name_is_its_folder_and_other_names_stay(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from asarm.data import packed, readers
 from asarm.data.config import DataConfig
 from asarm.data.packed import batch_rows, local_corpus, pack
 from asarm.data.readers import documents
-from asarm.data.tokenizer_training import train_tokenizer
+from asarm.data.tokenizer_training import corpus_text, train_tokenizer
 from asarm.tokenization.codec import TextCodec
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
@@ -117,10 +117,10 @@ def test_mask_tokens_in_the_text_are_left_out(tmp_path, codec):
     ("name", "content", "message"),
     [
         ("a.txt", b"", "a.txt is empty"),
-        ("a.txt", b"two lines\nand caf\xe9", r"a.txt is not UTF-8 text: byte 0xe9 at 17"),
-        ("a.jsonl", b'{"text": "x"}\n{"text', "line 2 of .*a.jsonl is not JSON"),
-        ("a.jsonl", b'{"body": "x"}\n', "line 1 of .*a.jsonl has no field text or content .it has body.: name one"),
-        ("a.jsonl", b'{"text": 3}\n', "line 1 of .*a.jsonl has no text in its field, but '3'"),
+        ("a.txt", b"two lines\nand caf\xe9", "a.txt is not UTF-8 text: byte 0xe9 in line 2"),
+        ("a.jsonl", b'{"text": "x"}\n{"text', "a.jsonl, line 2 is no JSON"),
+        ("a.jsonl", b'{"body": "x"}\n', "a.jsonl, line 1 has no field text or content .it has body.: name one"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl, line 1: the field text holds 3 .int., not text"),
         ("a.jsonl", b'{"text": "caf\xe9"}\n', "not UTF-8"),
         ("a.jsonl", b"", "a.jsonl is empty"),
         ("a.parquet", b"PAR", "a.parquet is no parquet file"),
@@ -145,6 +145,38 @@ def test_bad_files_in_a_folder_are_skipped(tmp_path, codec, caplog):
         train, _ = local(tmp_path, codec, folder, extensions=[".py"])
     assert "2 of 3 files are skipped" in caplog.text
     assert len(train) > 1000
+
+
+def test_files_of_all_kinds_that_are_named_are_read_or_refused(tmp_path, codec, monkeypatch):
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "one"}, "two"]))
+    (tmp_path / "b.csv").write_text("text\nthree\n")
+    train, held_out = local(tmp_path, codec, tmp_path / "a.json", tmp_path / "b.csv")
+    assert "".join(map(codec.decode, (train, held_out))).replace("<eos>", " ").split() == ["one", "two", "three"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text("prose")
+    (tmp_path / "d.txt").write_text(PROSE)
+    with pytest.raises(InputError, match=r"c.json, line 1 is no JSON"):
+        local(tmp_path, codec, "d.txt", "./c.json")
+    with pytest.raises(InputError, match=r"c.json, line 1 is no JSON"):
+        list(corpus_text(DataConfig(train_files=["d.txt", ".//c.json"])))
+
+
+def test_bad_files_of_all_kinds_in_a_folder_are_passed_over(tmp_path, codec, caplog):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(json.dumps({"text": PROSE}))
+    (folder / "b.jsonl").write_text('{"text": "x"}\n{"text": 3}\n')
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}')[:-10])
+    (folder / "d.csv").write_text("text,n\nx\n")
+    (folder / "e.parquet").write_bytes(b"PAR1")
+    (folder / "f.txt").write_text("x", encoding="utf-16")
+    (folder / "g.jsonl").mkdir()
+    config = {"extensions": [".jsonl", ".csv", ".parquet", ".txt"]}
+    with caplog.at_level(logging.WARNING):
+        train, held_out = local(tmp_path, codec, folder, **config)
+    assert "5 of 6 files are skipped" in caplog.text
+    assert codec.decode(np.concatenate((train[:-1], held_out[:-1])).tolist()) == PROSE
+    assert "".join(corpus_text(DataConfig(train_files=[str(folder)], **config))).startswith(PROSE)
 
 
 def test_a_corpus_that_is_too_short(tmp_path):

@@ -83,6 +83,14 @@ def test_what_is_taken(library, tmp_path):
     assert rows[0]["text"] == ORDINARY
 
 
+def test_a_byte_order_mark_and_a_nul(library, tmp_path):
+    (library / "a.py").write_bytes(b"\xef\xbb\xbf" + ORDINARY.encode())
+    (library / "solution.py").write_bytes(b"\0" + (library / "solution.py").read_bytes())
+    texts = {row["path"].split("/")[-1]: row["text"] for row in run(library, tmp_path, "--exclude", "none")}
+    assert texts["a.py"] == ORDINARY
+    assert "solution.py" not in texts
+
+
 def test_without_an_evaluation_set_its_files_are_taken(library, tmp_path):
     names = {row["path"].split("/")[-1] for row in run(library, tmp_path, "--exclude", "none")}
     assert names == {"a.py", "different.py", "solution.py", "same_function.py"}
@@ -104,7 +112,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         installed_files([tmp_path / "nowhere"])
     (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(InputError, match="cannot read the evaluation set"):
+    with pytest.raises(InputError, match=r"bad.jsonl, line 1 is no JSON"):
         ExcludedCode.read([tmp_path / "bad.jsonl"])
     with pytest.raises(InputError, match="nothing is left"):
         main([str(tmp_path / "out.jsonl"), "--folders", str(tmp_path), "--exclude", "none"])

@@ -11,7 +11,7 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 
 from asarm.data.config import DataConfig
-from asarm.data.streaming import StreamBatches, held_out_blocks, is_held_out, open_dataset
+from asarm.data.streaming import StreamBatches, held_out_blocks, is_held_out, open_dataset, texts_of
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
 from support.training import PROSE, assert_same_weights, die_at, run_config
@@ -169,6 +169,26 @@ def test_datasets_without_text(tmp_path):
     with pytest.raises(InputError, match="has no field text or content"):
         open_dataset(stream_config(folder))
     assert open_dataset(stream_config(folder, text_field="body"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('["17"]', r"the field text holds \['17'\] \(list\), not text"),
+        ("17", r"the field text holds 17 \(int\), not text"),
+        ('"17 \\ud800"', "a row of the dataset cannot be read|cannot be opened"),
+    ],
+)
+def test_rows_without_text(tmp_path, value, message):
+    """Null and empty texts are passed over, as in local files."""
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text('{"text": null}\n{"text": ""}\n\n{"text": "17"}\n')
+    config = stream_config(tmp_path / "corpus", streams=1)
+    assert [text for texts in texts_of(open_dataset(config), 10) for text in texts] == ["17"]
+    (tmp_path / "corpus" / "a.jsonl").write_text(f'{{"text": {value}}}\n')
+    with pytest.raises(InputError, match=message) as caught:
+        list(texts_of(open_dataset(config), 10))
+    assert "\n" not in str(caught.value)
 
 
 def test_streams_that_do_not_fit(tmp_path):

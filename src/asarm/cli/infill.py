@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from asarm.cli.render_trace import show_trace
-from asarm.data.readers import read_text
+from asarm.data.rows import decode, plain_text
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.compiled import CompiledModel, compiled_for_decoding
 from asarm.models.config import LoadingOptions
@@ -30,7 +30,7 @@ from asarm.utils.logging_setup import quiet_libraries
 class InfillConfig:
     """What to fill, and with which model."""
 
-    file: str = option("", "read the text from this UTF-8 file")
+    file: str = option("", "read the text from this UTF-8 file, as it is")
     loading: LoadingOptions = nested(LoadingOptions, model="tiny-text", compile="off")  # compiling is slow to begin
     gap_tokens: int = option(8, "tokens of a gap without a number")
     seed: int = option(0, "the text is a function of the seed")
@@ -60,15 +60,12 @@ def parse_arguments(arguments: list[str]) -> tuple[InfillConfig, SamplerConfig, 
 def input_text(text: str | None, file: str) -> str:
     """The text given, or that of the standard input or the file, without the newline that ends it."""
     if text is None and file:
-        return read_text(file).removesuffix("\n")
+        return plain_text(file).removesuffix("\n")
     if text is None or file:
         raise InputError("give one text, in quotes, or --file FILE, or - for the standard input")
-    if text != "-":
-        return text
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"the standard input is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if text != "-":  # Python escapes the bytes of an argument that are not UTF-8
+        return decode(text.encode("utf-8", "surrogateescape"), "the text")
+    return decode(sys.stdin.buffer.read(), "the standard input").removesuffix("\n")
 
 
 def fill(

@@ -1,6 +1,7 @@
 """Settings of the training data."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from asarm.utils.config import check, check_at_least, option
 
@@ -10,15 +11,21 @@ class CorpusConfig:
     """A corpus of local files, tokenised once."""
 
     train_files: list[str] = option(
-        [], "text, .jsonl or .parquet files (also .gz), and folders of them; `stdlib` is Python's own"
+        [], "text, .jsonl, .json, .csv or .parquet files (also .gz), and folders of them; `stdlib` is Python's own"
     )
     extensions: list[str] = option([".txt", ".jsonl", ".parquet"], "which files below a folder are read")
-    text_field: str = option("", "field of JSON lines, parquet and datasets; the default is text, or else content")
+    text_field: str = option(
+        "", "field of JSON, CSV, parquet and datasets with the text; the default is text, or else content"
+    )
     held_out: float = option(0.02, "share of the data that is kept for validation")
     cache_dir: str = option("", "where tokens of local files are kept; the default is ~/.cache/asarm")
 
     def __post_init__(self) -> None:
         check(0 < self.held_out <= 0.5, f"held_out must lie in (0, 0.5], not {self.held_out}")
+
+    def names(self, path: Path) -> bool:
+        """Whether a file is named itself, and so must be readable; one that is only in a folder is passed over."""
+        return path in map(Path, self.train_files)
 
 
 @dataclass

@@ -21,8 +21,7 @@ from asarm.utils.errors import InputError
 from asarm.utils.files import sha256_of_file, write_whole
 
 logger = logging.getLogger(__name__)
-CACHE_VERSION = 1
-TRAIN, HELD_OUT = "train.bin", "held_out.bin"
+CACHE_VERSION = 2
 TRAIN, HELD_OUT = "train.bin", "held_out.bin"
 
 
@@ -76,7 +75,7 @@ def write_streams(files: list[Path], config: CorpusConfig, codec: TextCodec, dty
             try:
                 write_documents(path, config.text_field, codec, stream)
             except InputError:
-                if str(path) in config.train_files:
+                if config.names(path):
                     raise
                 stream.cut(start)
                 skipped += 1
@@ -129,7 +128,7 @@ def _digest(files: list[Path], config: CorpusConfig, codec: TextCodec) -> str:
     total = hashlib.sha256(repr((CACHE_VERSION, config.text_field, config.held_out, codec.white_space_tokens)).encode())
     total.update(codec.tokenizer.backend_tokenizer.to_str().encode())
     for path in files:
-        total.update(repr((path.suffixes, str(path) in config.train_files)).encode())
+        total.update(repr((path.suffixes, config.names(path))).encode())
         try:
             total.update(sha256_of_file(path).encode())
         except OSError as error:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asarm.data.rows import plain_text, read_rows
 from asarm.utils.errors import InputError
-from asarm.utils.jsonl import read_rows
 
 logger = logging.getLogger(__name__)
 UNWANTED_FOLDERS = {
@@ -45,14 +45,11 @@ class ExcludedCode:
 
     @classmethod
     def read(cls, paths: Iterable[str | Path]) -> "ExcludedCode":
-        """From JSON-lines files (also .gz) whose string fields hold code, as HumanEval's. InputError for others."""
+        """From files of rows whose texts are code, as HumanEval's. Raises InputError for others."""
         found = cls()
         for path in paths:
-            try:
-                rows = read_rows(path, ())
-            except InputError as error:
-                raise InputError(f"cannot read the evaluation set {path}: {error}") from error
-            for text in (value for row in rows for value in row.values() if isinstance(value, str)):
+            values = (value for row in read_rows(path, ()) for value in row.fields.values())
+            for text in (value for value in values if isinstance(value, str)):
                 found.lines.update(long_lines(text, SHARED_LINE))
                 found.signatures.update(signatures(text))
         return found
@@ -118,8 +115,8 @@ def python_sources(files: Iterable[Path], excluded: ExcludedCode) -> Iterator[tu
     unusual, evaluated, alike = left_out
     for path in files:
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+            text = plain_text(path)
+        except InputError:
             left_out[unusual] += 1
             continue
         if not is_hand_written(text):

@@ -1,22 +1,16 @@
-"""Readers of local files: text, JSON lines, parquet and folders of source files, as documents in pieces."""
+"""Local corpora: text, JSON lines, JSON, CSV, parquet and folders of source files, as documents in pieces."""
 
-import gzip
 import io
-import json
-import logging
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO, cast
+from typing import TextIO
 
-import pyarrow.parquet
-
+from asarm.data.rows import TEXT, check_text, lines_of, listed, opened, rows_of, text_of, text_value
 from asarm.utils.errors import InputError
 
-logger = logging.getLogger(__name__)
 PIECE = 1 << 20  # characters that are tokenised at once, so that a document of any length takes little memory
-LONGEST_LINE = 1 << 24  # bytes of JSON that are read at once
 TEXT_FIELDS = ("text", "content")
 STDLIB = "stdlib"
 STDLIB_PACKAGES = ("asyncio", "concurrent", "email", "http", "importlib", "json", "logging", "multiprocessing",
@@ -47,98 +41,83 @@ def corpus_files(paths: list[str], extensions: Iterable[str] = (".txt",)) -> lis
     return files
 
 
+def documents(path: Path, text_field: str | None = "") -> Iterator[tuple[bool, str]]:
+    """The documents of a file in pieces of about PIECE characters at most: (is the first of a document, piece).
+
+    A text file is one document; other files (see `asarm.data.rows`) have one a row. Empty ones are left out.
+    text_field: as in `find_field`. Raises InputError, with the line, for what cannot be read, or has no such field.
+    """
+    with opened(path) as (file, kind):
+        if kind == TEXT:
+            line = 1
+            for is_first, piece in pieces(text_of(file)):
+                yield is_first, check_text(piece, path, line)
+                line += piece.count("\n")
+            return
+        for where, name, value in _column(file, kind, path, text_field):
+            if text := document_text(value, where, name):
+                yield from pieces(io.StringIO(text))
+
+
+def _column(
+    file: io.BufferedIOBase, kind: str, path: Path, text_field: str | None
+) -> Iterator[tuple[str, str, object]]:
+    """(where, field, value) of the field with the text, of each row of an opened file."""
+    for where, fields in rows_of(file, kind, path, lambda names, where: [find_field(names, text_field, where)]):
+        for name, value in fields.items():
+            yield where, name, value
+
+
+def document_text(value: object, where: str, field: str) -> str:
+    """A document of a column of texts, in which null stands for an empty one. See `text_value`."""
+    return "" if value is None else text_value(value, where, field)
+
+
 def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file. Raises InputError when it cannot be read, is not UTF-8 or is empty."""
-    text = "".join(piece for _, piece in documents(Path(path), as_text=True))
+    """The documents of a file as one text. Raises InputError as `documents` does, and if it is empty."""
+    text = joined(documents(Path(path), None))
     if not text.strip():
         raise InputError(f"{path} is empty")
     return text
 
 
-def documents(path: Path, text_field: str = "", as_text: bool = False) -> Iterator[tuple[bool, str]]:
-    """The documents of a file in pieces of about PIECE characters at most: (is the first of a document, piece).
+def joined(parts: Iterable[tuple[bool, str]]) -> str:
+    """Documents in pieces (is the first of a document, piece) as one text in which each begins a line."""
+    text: list[str] = []
+    for is_first, piece in parts:
+        if is_first and text and not text[-1].endswith("\n"):
+            text.append("\n")
+        text += [piece] if piece else []
+    return "".join(text)
 
-    A text file is one document; .jsonl and .parquet files (unless as_text) have one per line or row. Raises InputError,
-    with the line, for what cannot be read, is not UTF-8 or JSON, or has no such field.
+
+def read_texts(path: str | Path) -> list[tuple[str, str]]:
+    """(where, text) of each line of a text file that is not blank, or of each row of other files.
+
+    Raises InputError as `documents` does, for a text that is null, and if there are none.
     """
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    try:
-        if kind == ".parquet" and not as_text:
-            yield from _parquet_documents(path, text_field)
-        elif kind == ".jsonl" and not as_text:
-            yield from _json_documents(path, text_field)
+    path = Path(path)
+    with opened(path) as (file, kind):
+        if kind == TEXT:
+            found = [(f"{path}, line {number}", line.removesuffix("\n")) for number, line in lines_of(file, path)]
         else:
-            with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
-                yield from pieces(text)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: byte {_first_wrong_byte(path)}") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+            found = [(where, text_value(value, where, name)) for where, name, value in _column(file, kind, path, None)]
+    if not found:
+        raise InputError(f"{path} is empty")
+    return found
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+def find_field(names: Iterable[str], wanted: str | None, where: str) -> str:
+    """The field with the text: the one wanted, or else `text` or `content`. Raises InputError when there is none.
 
-
-def _first_wrong_byte(path: Path) -> str:
-    """Value and offset of the first byte of a file that is not UTF-8."""
-    offset = 0
-    with _open(path) as file:
-        for line in file:
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                return f"{line[error.start]:#x} at {offset + error.start}"
-            offset += len(line)
-    return "at its end"
-
-
-def _json_documents(path: Path, text_field: str) -> Iterator[tuple[bool, str]]:
-    with _open(path) as file:
-        number = 0
-        while line := file.readline(LONGEST_LINE):
-            number += 1
-            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                logger.warning("line %d of %s is left out: it is over %d bytes", number, path, LONGEST_LINE)
-                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
-                continue
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError:
-                raise
-            except ValueError as error:
-                raise InputError(f"line {number} of {path} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise InputError(f"line {number} of {path} is no JSON object")
-            text = row.get(find_field(row, text_field, f"line {number} of {path}"))
-            if not isinstance(text, str):
-                raise InputError(f"line {number} of {path} has no text in its field, but {str(text)[:40]!r}")
-            yield from pieces(io.StringIO(text))
-
-
-def _parquet_documents(path: Path, text_field: str) -> Iterator[tuple[bool, str]]:
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        field = find_field(file.schema_arrow.names, text_field, str(path))
-        for batch in file.iter_batches(batch_size=64, columns=[field]):
-            for text in batch.column(0).to_pylist():
-                yield from pieces(io.StringIO(text or ""))
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path} is no parquet file that can be read: {str(error).splitlines()[0]}") from error
-
-
-def find_field(names: Iterable[str], wanted: str, where: str) -> str:
-    """The field with the text: the one wanted, or else `text` or `content`. Raises InputError when there is none."""
+    wanted: None where no option names it.
+    """
     names = list(names)
     for field in [wanted] if wanted else TEXT_FIELDS:
         if field in names:
             return field
-    raise InputError(
-        f"{where} has no field {wanted or ' or '.join(TEXT_FIELDS)} (it has {', '.join(names)}): name one by text_field"
-    )
+    hint = "" if wanted is None else ": name one by text_field"
+    raise InputError(f"{where} has no field {wanted or ' or '.join(TEXT_FIELDS)} (it has {listed(names)}){hint}")
 
 
 def pieces(file: TextIO) -> Iterator[tuple[bool, str]]:

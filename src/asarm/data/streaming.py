@@ -22,10 +22,10 @@ from datasets.distributed import split_dataset_by_node
 
 from asarm.data.config import DataConfig
 from asarm.data.packed import document_ids
-from asarm.data.readers import find_field
+from asarm.data.readers import document_text, find_field
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
-from asarm.utils.hub_errors import dataset_errors
+from asarm.utils.hub_errors import as_input_error, dataset_errors
 from asarm.utils.preemption import SIGNALS
 
 TOKENIZER_DOCUMENTS = 10_000
@@ -57,10 +57,12 @@ def is_held_out(text: str, share: float) -> bool:
 
 
 def texts_of(dataset: datasets.IterableDataset, batch: int) -> Iterator[list[str]]:
-    """The dataset's texts, `batch` at a time; empty ones are left out."""
-    for rows in dataset.iter(batch):
-        (column,) = rows.values()
-        yield [text for text in column if text]
+    """The dataset's texts, `batch` at a time; empty ones are left out. Raises InputError for what is no text."""
+    with as_input_error(lambda reason: f"a row of the dataset cannot be read: {reason}", ValueError):
+        for rows in dataset.iter(batch):
+            ((name, column),) = rows.items()
+            texts = (document_text(value, "a row of the dataset", name) for value in column)
+            yield [text for text in texts if text]
 
 
 def held_out_blocks(config: DataConfig, codec: TextCodec, count: int) -> np.ndarray:

@@ -47,5 +47,5 @@ def corpus_text(config: CorpusConfig) -> Iterator[str]:
                 if left <= 0:
                     return
         except InputError:
-            if str(path) in config.train_files:
+            if config.names(path):
                 raise

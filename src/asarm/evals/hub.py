@@ -1,18 +1,22 @@
 """What evaluations load from the Hub: datasets, and left-to-right language models."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from asarm.data.rows import Row, checked_rows
 from asarm.models.load import model_folder, read_tokenizer
 from asarm.utils.errors import InputError
 from asarm.utils.hub_errors import as_input_error, config_errors
 from asarm.utils.weights import read_weights
 
 
-def hub_rows(source: tuple[str, ...], instead: str) -> list[dict]:
+def hub_rows(source: tuple[str, ...], instead: str, texts: Sequence[str] = ()) -> list[Row]:
     """All rows of a dataset on the Hub. source: its name, its configuration if it has several, and the split.
 
-    Raises InputError, naming the option to use instead, when it cannot be had.
+    texts: fields that must hold texts. Raises InputError, naming the option to use instead, when it cannot be had, and
+    as `checked_rows` does.
     """
     from datasets import load_dataset  # slow to import
     from datasets.exceptions import DatasetsError
@@ -23,7 +27,8 @@ def hub_rows(source: tuple[str, ...], instead: str) -> list[dict]:
         return f"cannot load {name} from the Hub ({reason}): give a local file with {instead}"
 
     with as_input_error(message, OSError, ValueError, DatasetsError):
-        return list(load_dataset(name, *configuration, split=split))
+        rows = list(load_dataset(name, *configuration, split=split))
+    return list(checked_rows((Row(f"{name}, row {number}", row) for number, row in enumerate(rows, 1)), texts))
 
 
 def load_causal(name: str, role: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

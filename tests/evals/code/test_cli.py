@@ -54,7 +54,6 @@ def bad_files(tmp_path):
     write_rows(tmp_path / "twice.jsonl", [*ROWS, ROWS[1]])
     write_rows(tmp_path / "fields.jsonl", [ROWS[0], {key: ROWS[1][key] for key in ROWS[1] if key != "suffix"}])
     write_rows(tmp_path / "number.jsonl", [ROWS[0] | {"test": 1}])
-    write_rows(tmp_path / "empty.jsonl", [problem_row(0, "def f(a):\n", "", "    return a\n")])
     write_rows(tmp_path / "several.jsonl", [ROWS[0], SPAN_ROWS[0]])
     write_rows(tmp_path / "unknown.jsonl", [ROWS[0] | {"task_id": "mine/1"}])
     write_rows(tmp_path / "mask.jsonl", [problem_row(0, "def f(a):\n", "    return '<mask>'\n", "")])
@@ -63,18 +62,17 @@ def bad_files(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--problems", "{tmp}/none.jsonl"], "no such file: "),
+        (["--problems", "{tmp}/none.jsonl"], "none.jsonl: No such file or directory"),
         (["--problems", "{tmp}"], "Is a directory"),
-        (["--problems", "{tmp}/cut.jsonl.gz"], "cut.jsonl.gz is damaged or cannot be read"),
-        (["--problems", "{tmp}/bytes.jsonl.gz"], "bytes.jsonl.gz is damaged or cannot be read"),
-        (["--problems", "{tmp}/latin.jsonl"], "is no UTF-8 text"),
+        (["--problems", "{tmp}/cut.jsonl.gz"], "cut.jsonl.gz: Compressed file ended"),
+        (["--problems", "{tmp}/bytes.jsonl.gz"], "bytes.jsonl.gz: Error -3 while decompressing"),
+        (["--problems", "{tmp}/latin.jsonl"], "latin.jsonl is not UTF-8 text: byte 0xe9 in line 1"),
         (["--problems", "{tmp}/text.jsonl"], "text.jsonl, line 1 is no JSON"),
-        (["--problems", "{tmp}/list.jsonl"], "list.jsonl, line 1 is no JSON object"),
+        (["--problems", "{tmp}/list.jsonl"], "list.jsonl, item 1 is no JSON object"),
         (["--problems", "{tmp}/nothing.jsonl"], "nothing.jsonl is empty"),
         (["--problems", "{tmp}/twice.jsonl"], "has task_id SingleLineInfilling/made/1/L1 2 times"),
         (["--problems", "{tmp}/fields.jsonl"], "fields.jsonl, line 2 has no field suffix"),
-        (["--problems", "{tmp}/number.jsonl"], "number.jsonl, line 1 has no field test with a text"),
-        (["--problems", "{tmp}/empty.jsonl"], "the canonical_solution of SingleLineInfilling/made/0/L1 is empty"),
+        (["--problems", "{tmp}/number.jsonl"], "number.jsonl, line 1: the field test holds 1 (int), not text"),
         (["--problems", "{tmp}/several.jsonl"], "problems of several splits: random-span, single-line"),
         (["--problems", "{tmp}/unknown.jsonl"], "do not tell its split"),
         (["--problems", "{tmp}/mask.jsonl"], "problem SingleLineInfilling/made/0/L1 holds <mask>"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from asarm.evals.code.data import SPLITS, official_file, problems_of_files, read_problems
+from asarm.evals.code.data import SPLITS, official_file, problems_of_files, read_completions, read_problems
 from asarm.utils.errors import InputError
 from support.code_problems import HUMANEVAL, OFFICIAL, OWN, ROWS, SPAN_ROWS, needs_official, problems_of, write_rows
 
@@ -12,6 +12,13 @@ from support.code_problems import HUMANEVAL, OFFICIAL, OWN, ROWS, SPAN_ROWS, nee
 def test_problems_are_read_from_plain_and_compressed_files(tmp_path):
     plain, packed = write_rows(tmp_path / "a.jsonl", ROWS), write_rows(tmp_path / "a.jsonl.gz", ROWS, True)
     assert read_problems(plain) == read_problems(packed) == problems_of(ROWS)
+
+
+def test_completions_that_are_no_unicode_stay_so(tmp_path):
+    """They are no programs, and fail as they do in OpenAI's runner."""
+    completion = "    b = '\ud800'\n"
+    path = write_rows(tmp_path / "a.jsonl", [{"task_id": ROWS[0]["task_id"], "completion": completion}])
+    assert read_completions(path, "single-line", problems_of(ROWS[:1])) == {ROWS[0]["task_id"]: [completion]}
 
 
 def test_a_program_is_put_together_as_the_official_runner_does():

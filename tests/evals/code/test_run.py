@@ -18,7 +18,7 @@ from asarm.evals.infilling import systems
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from asarm.utils.jsonl import read_json_lines
-from support.code_problems import OWN, ROWS, SAMPLES, SPAN_ROWS, fake_verdicts, problems_of
+from support.code_problems import OWN, ROWS, SAMPLES, SPAN_ROWS, fake_verdicts, problem_row, problems_of, write_rows
 from support.results import interrupted_copy, lines_of, without_times
 
 
@@ -174,6 +174,43 @@ def test_a_causal_model_is_compared_with_others(settings, tmp_path, causal_folde
     metrics = evaluate(from_options(CodeConfig, output_dir=str(tmp_path / "run"), **(settings | change)))
     assert [(one["model"], one["variant"]) for one in metrics["variants"]][2:] == [(causal_folder, "causal")] * 2
     assert {path.stem for path in (tmp_path / "run" / "completions").rglob("*.jsonl")} == {"assd-self", "causal"}
+
+
+def test_a_solution_may_be_empty(settings, tmp_path, monkeypatch, causal_folder):
+    """Spans of OpenAI's random-span split are: nothing is decoded, in whatever batch, and the program is run."""
+    empty = [
+        problem_row(number, "def f(a):\n    ret", "", "urn a + 1\n" * number, "RandomSpanInfilling")
+        for number in (1, 2, 3)
+    ]
+    right = {problem.program("") for problem in problems_of(empty)}
+    passed, failed = verdicts.Verdict(True, "passed"), verdicts.Verdict(False, "failed")
+    monkeypatch.setattr(
+        verdicts,
+        "check_all",
+        lambda programs, *_: ((index, passed if one in right else failed) for index, one in enumerate(programs)),
+    )
+    change = {
+        "problems": [write_rows(tmp_path / "spans.jsonl", [SPAN_ROWS[0], *empty])], "causal": causal_folder,
+        "samplers": ["sequential", "assd-ngram", "parallel", "prefix-only", *BASELINES], "parallel_steps": [4],
+        "gap_length": ["oracle", "median", "search", "fixed:7"], "samples_per_task": 1, "allow_code_execution": True,
+    }  # fmt: skip
+    metrics = evaluate(from_options(CodeConfig, output_dir=str(tmp_path / "run"), **(settings | change)))
+    for line in lines_of(tmp_path / "run"):
+        if line["index"] and line["gap_length"] == "oracle" and line["model"] != systems.NO_MODEL:
+            assert (line["completion"], line["length"], line["nfe"], line["drawn"]) == ("", 0, 0, 0)
+            assert line["exact"]
+        if line["index"] and line["gap_length"] in ("search", "fixed:7"):
+            assert line["length"] >= 1
+            assert line["gold_length"] == 0
+        if line["gap_length"] == "median":
+            assert (line["completion"], line["length"]) == ("", 0)
+    rates = {one["variant"]: one["pass@1"]["mean"] for one in metrics["variants"]}
+    assert rates["canonical"] == rates["empty"] == rates["sequential"] == 0.75
+    alone = {"problems": [write_rows(tmp_path / "span.jsonl", SPAN_ROWS[:1])], "gap_length": ["oracle"]}
+    evaluate(from_options(CodeConfig, output_dir=str(tmp_path / "alone"), **(settings | change | alone)))
+    first = [line for line in lines_of(tmp_path / "run") if line["index"] == 0 and line["gap_length"] in ("oracle", "")]
+    same = ("batch", "passed", "result")
+    assert without_times(first, *same) == without_times(lines_of(tmp_path / "alone"), *same)
 
 
 def test_our_own_problems_run_in_the_sandbox(tmp_path):

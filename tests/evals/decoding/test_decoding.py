@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from scipy import stats as scipy_stats
@@ -204,6 +206,21 @@ def test_variants_take_turns():
         (1, "assd-self", [2, 3]), (1, "sequential", [2, 3]),
         (2, "sequential", [4]), (2, "assd-self", [4]),
     ]  # fmt: skip
+
+
+def test_a_file_of_wikitext_is_the_text_of_the_hub(monkeypatch, tmp_path):
+    import datasets
+
+    rows = [{"text": text} for text in ("", " = Title = \n", "", " Some text . \n")]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    assert decoding.load_text("") == " = Title = \n Some text . \n"
+    for name in ("test.parquet", "test.jsonl"):
+        assert decoding.load_text(str(tmp_path / name)) == decoding.load_text("")
+    rows[1]["text"] = None
+    with pytest.raises(InputError, match=r"Salesforce/wikitext, row 2: the field text holds null"):
+        decoding.load_text("")
 
 
 # --- generative perplexity

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -414,15 +416,14 @@ def test_paper_preset_is_the_papers():
         (["tiny", "--samplers", "beam"], "unknown sampler 'beam'"),
         (["tiny", "--lambada", "none.txt"], "none.txt"),
         (["tiny", "--hellaswag", "none.jsonl"], "none.jsonl"),
-        (["tiny", "--lambada", "{blank}"], "passage 2 must have at least two words, not ''"),
-        (["tiny", "--lambada", "{word}"], "passage 1 must have at least two words, not 'word'"),
+        (["tiny", "--lambada", "{word}"], "word, line 2 must have at least two words, not 'word'"),
         (["tiny", "--lambada", "{mask}"], "lambada, item 1: the text holds <mask>"),
-        (["tiny", "--hellaswag", "{blank}"], "question 1 is no JSON"),
-        (["tiny", "--hellaswag", "{list}"], "question 1 is no JSON object"),
-        (["tiny", "--hellaswag", "{no_context}"], "question 1 has no context: it needs the field ctx"),
-        (["tiny", "--hellaswag", "{no_endings}"], "question 1 needs the field endings"),
-        (["tiny", "--hellaswag", "{no_label}"], "question 1 needs the field label, from 0 to 1, not ''"),
-        (["tiny", "--hellaswag", "{label}"], "question 1 needs the field label, from 0 to 1, not '2'"),
+        (["tiny", "--hellaswag", "{blank}"], "blank, line 1 is no JSON"),
+        (["tiny", "--hellaswag", "{list}"], "list, item 1 is no JSON object"),
+        (["tiny", "--hellaswag", "{no_context}"], "line 1 has no context: it needs the field ctx"),
+        (["tiny", "--hellaswag", "{no_endings}"], "line 1 needs the field endings"),
+        (["tiny", "--hellaswag", "{no_label}"], "line 1 needs the field label, from 0 to 1, not ''"),
+        (["tiny", "--hellaswag", "{label}"], "line 1 needs the field label, from 0 to 1, not '2'"),
         (["tiny", "--hellaswag", "{long}"], "hellaswag, item 1: a continuation of"),
         (["tiny", "--max_items", "-1"], "max_items must be at least 0, not -1"),
         (["tiny", "--device", "abacus"], "no device 'abacus' here"),
@@ -432,7 +433,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, mon
     good = {"ctx": "a b", "endings": ["c", "d"], "label": 0}
     contents = {
         "blank": "one two\n\nthree four\n",
-        "word": "word\n",
+        "word": "\nword\n",
         "mask": "one <mask> two\n",
         "list": "[1]\n",
         "no_context": json.dumps(good | {"ctx": None}),
@@ -481,6 +482,30 @@ def test_rows_of_the_hub_are_read(monkeypatch):
     assert lambada_questions("") == [("one two", [" three"], 0)]
     assert hellaswag_questions("") == [("A: b. C", [" d", " e"], 1)]
     assert wanted == [("cimec/lambada", "test"), ("Rowan/hellaswag", "validation")]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": None}, "cimec/lambada, row 2: the field text holds null, not text"),
+        ({"text": b"one two"}, r"cimec/lambada, row 2: the field text holds b'one two' \(bytes\), not text"),
+        ({"passage": "one two"}, r"cimec/lambada, row 2 has no field text \(it has passage\)"),
+    ],
+)
+def test_rows_of_the_hub_are_checked(monkeypatch, row, message):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"text": "one two"}, row])
+    with pytest.raises(InputError, match=message):
+        lambada_questions("")
+
+
+def test_questions_may_be_a_list_or_parquet(tmp_path, files):
+    rows = [json.loads(line) for line in Path(files["hellaswag"]).read_text().splitlines()]
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=2))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    expected = hellaswag_questions(files["hellaswag"])
+    assert [hellaswag_questions(str(tmp_path / name)) for name in ("a.json", "a.parquet")] == [expected] * 2
 
 
 def test_harness_that_is_missing_is_one_line(monkeypatch, capsys):

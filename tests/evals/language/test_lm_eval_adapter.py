@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +21,7 @@ from asarm.__main__ import main
 from asarm.cli.language import PRESETS
 from asarm.evals.language import lm_eval_adapter as harness
 from asarm.evals.language.config import LanguageEvalConfig
-from asarm.evals.language.data import file_lines, hellaswag_questions
+from asarm.evals.language.data import hellaswag_questions
 from asarm.evals.language.likelihood import Pair, score_pairs
 from asarm.evals.language.lm_eval_adapter import AsArmLM, generate
 from asarm.evals.language.run import evaluate
@@ -71,10 +73,10 @@ metric_list:
 def folder(tmp_path_factory):
     """Task files (YAML and JSON lines) and a passage file for our script."""
     folder = tmp_path_factory.mktemp("tasks")
-    passages = file_lines(PRESETS["tiny"]["lambada"]) + EXTRA
+    passages = Path(PRESETS["tiny"]["lambada"]).read_text(encoding="utf-8").splitlines() + EXTRA
     (folder / "passages.txt").write_text("\n".join(passages) + "\n", encoding="utf-8")
     (folder / "passages.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in passages))
-    (folder / "questions.jsonl").write_text("\n".join(file_lines(PRESETS["tiny"]["hellaswag"])) + "\n")
+    shutil.copy(PRESETS["tiny"]["hellaswag"], folder / "questions.jsonl")
     for name, text in TASKS.items():
         file = "questions.jsonl" if name == "local_hellaswag" else "passages.jsonl"
         head = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / file}}}}}\n"
@@ -143,7 +145,7 @@ def test_harness_and_script_agree(evaluated, folder, tmp_path):
 def test_questions_are_the_harness_ones(folder):
     import datasets
 
-    rows = [json.loads(line) for line in file_lines(str(folder / "questions.jsonl"))]
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").open(encoding="utf-8")]
     rows[0] |= {
         "ctx_a": " [header] How to [title] do  it ",
         "ctx_b": "the MAN",
@@ -191,6 +193,27 @@ def test_an_empty_context_is_an_end_of_text(lm):
     found = lm.loglikelihood(requests(("", "The king")), disable_tqdm=True)[0]
     score = score_pairs(lm.model, [Pair([lm.eot_token_id], lm.tok_encode("The king"))], 1)[0]
     assert found == (pytest.approx(score.log_prob, abs=1e-4), score.is_greedy)
+
+
+def test_a_context_of_white_space_is_an_empty_one(lm):
+    """The harness moves its white space to the continuation."""
+    found = lm.loglikelihood(requests((" \n", "The king"), ("Yes", " no")), disable_tqdm=True)
+    pairs = [Pair([lm.eot_token_id], lm.tok_encode(" \nThe king")), Pair(lm.tok_encode("Yes"), lm.tok_encode(" no"))]
+    expected = score_pairs(lm.model, pairs, 2)
+    assert [score.log_prob for score in found] == pytest.approx([score.log_prob for score in expected], abs=1e-4)
+    lm.generate_until(requests((" ", {"until": [], "max_gen_toks": 2})), disable_tqdm=True)
+
+
+def test_no_tokens_are_an_empty_text(lm):
+    settings = [{"until": [], "max_gen_toks": count} for count in (0, 3)]
+    texts = lm.generate_until(requests(*(("The king", one) for one in settings)), disable_tqdm=True)
+    assert texts[0] == ""
+    assert texts[1] == lm.codec.decode(greedy_ids(lm, lm.tok_encode("The king"), 3))
+    assert AsArmLM("tiny-text", max_gen_toks=0, device="cpu").generate_until(
+        requests(("The king", {"until": []})), disable_tqdm=True
+    ) == [""]
+    with pytest.raises(InputError, match="max_gen_toks must be at least 0, not -1"):
+        lm.generate_until(requests(("The king", {"until": [], "max_gen_toks": -1})), disable_tqdm=True)
 
 
 def greedy_ids(lm, context, count):

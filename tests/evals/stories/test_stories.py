@@ -1,6 +1,7 @@
 """The evaluation on stories: cutting, filling, lengths, statistics, resuming, what people read, bad input."""
 
 import csv
+import gzip
 import json
 import re
 import shutil
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from rouge_score import rouge_scorer
@@ -33,11 +36,12 @@ from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from support.models import tiny_gpt2, tiny_xlnet
-from support.paths import REPO
+from support.paths import REPO, SHARED
 from support.results import interrupted_copy, lines_of, read_page, without_times
 from support.wrappers import active, run
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
+OFFICIAL = SHARED / "rocstories" / "cloze_test_val__spring2016.csv"
 TRIALS, BATCH = 2, 2
 STORIES = [
     ["The bear lived in a tree.", "It was old.", "He asked the owl.", "The owl said no.", "So he walked home."],
@@ -98,6 +102,31 @@ def test_stories_are_read_with_their_right_endings(tmp_path):
     assert [story.name for story in stories] == [f"story-{number}" for number in range(5)]
     assert [story.sentences for story in stories[:4]] == STORIES[:4]
     assert stories[4].sentences == ["The owl sat in a tree.", "It was night.", *STORIES[4][2:4], "A wrong ending."]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "csv.gz"])
+def test_stories_may_be_rows_of_any_kind(tmp_path, kind):
+    expected = read_stories(write_stories(tmp_path / "stories.csv", STORIES))
+    rows = list(csv.DictReader((tmp_path / "stories.csv").open(encoding="utf-8", newline="")))
+    path = tmp_path / f"stories.{kind}"
+    if kind == "parquet":
+        numbered = [row | {"AnswerRightEnding": int(row["AnswerRightEnding"])} for row in rows]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(numbered), path)
+    elif kind == "csv.gz":
+        path.write_bytes(gzip.compress((tmp_path / "stories.csv").read_bytes()))
+    else:
+        path.write_text(json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_stories(path) == expected
+    path.write_text(json.dumps(rows[0] | {"InputSentence2": None}))
+    with pytest.raises(InputError, match=r"stories.*(InputSentence2 holds null|no parquet file|Not a gzipped file)"):
+        read_stories(path)
+
+
+@pytest.mark.skipif(not OFFICIAL.exists(), reason=f"no official stories at {OFFICIAL}")
+def test_the_official_stories():
+    stories = read_stories(OFFICIAL)
+    assert len(stories) >= 1000
+    assert all(len(story.sentences) == 5 for story in stories)
 
 
 def test_our_own_stories():
@@ -503,12 +532,12 @@ def test_options_override_the_preset():
     ("options", "message"),
     [
         (["--stories", "{tmp}/none.csv"], "on request by the authors of the Story Cloze Test"),
-        (["--stories", "{tmp}/columns.csv"], "has no column InputSentence4, AnswerRightEnding"),
-        (["--stories", "{tmp}/nothing.csv"], "holds no stories"),
-        (["--stories", "{tmp}/bytes.csv"], "is not a CSV file in UTF-8"),
+        (["--stories", "{tmp}/columns.csv"], "has no field InputSentence4, AnswerRightEnding"),
+        (["--stories", "{tmp}/nothing.csv"], "nothing.csv is empty"),
+        (["--stories", "{tmp}/bytes.csv"], "bytes.csv is not UTF-8 text: byte 0xe9 in line 1"),
         (["--stories", "{tmp}"], "Is a directory"),
-        (["--stories", "{tmp}/empty.csv"], "story 5 (story-4): InputSentence3 is empty"),
-        (["--stories", "{tmp}/short.csv"], "story 1 (a): InputSentence3 is empty"),
+        (["--stories", "{tmp}/empty.csv"], "empty.csv, line 6 (story-4): InputSentence3 is empty"),
+        (["--stories", "{tmp}/short.csv"], "short.csv, line 2 (a): InputSentence3 is empty"),
         (["--stories", "{tmp}/answer.csv"], "AnswerRightEnding must be 1 or 2, not '3'"),
         (["--stories", "{tmp}/long.csv"], "story story-4 has "),
         (["--stories", "{tmp}/mask.csv"], "story story-4 holds <mask>"),

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 
+from asarm.data.rows import read_rows
 from asarm.utils.errors import InputError
-from asarm.utils.jsonl import read_rows
 
 PACKAGE = "human-eval-infilling"
 REPOSITORY = "https://github.com/openai/human-eval-infilling"
@@ -86,15 +86,13 @@ def check_split(name: str) -> Split:
 def read_problems(path: str | Path) -> list[Problem]:
     """All problems of a file, in its order.
 
-    Raises InputError as `read_rows` does, for task ids that occur twice, and for a solution that is empty.
+    A solution may be empty, as some of OpenAI's random spans are. Raises InputError as `read_rows` does, and for task
+    ids that occur twice.
     """
-    rows = read_rows(path, FIELDS)
+    rows = [row.fields for row in read_rows(path, FIELDS)]
     task_id, count = Counter(row["task_id"] for row in rows).most_common(1)[0]
     if count > 1:
         raise InputError(f"{path} has task_id {task_id} {count} times")
-    for row in rows:
-        if not row["canonical_solution"]:
-            raise InputError(f"{path}: the canonical_solution of {row['task_id']} is empty")
     return [Problem(index, **{field: row[field] for field in FIELDS}) for index, row in enumerate(rows)]
 
 
@@ -175,11 +173,13 @@ def package_folders() -> list[Path]:
 def read_completions(path: str | Path, split: str, problems: Sequence[Problem]) -> dict[str, list[str]]:
     """{task id: completions} of a file in the official format, equally many for each of the problems.
 
+    A completion is what it is: one with lone surrogates is no program, and fails.
+
     Raises InputError as `read_rows` does, for task ids of another split or of none, and for problems that have fewer or
     more completions than others.
     """
     found: dict[str, list[str]] = {problem.task_id: [] for problem in problems}
-    for row in read_rows(path, ("task_id", "completion")):
+    for _, row in read_rows(path, ("task_id", "completion"), as_written=True):
         task_id = row["task_id"]
         if task_id not in found:
             other = split_of(task_id)

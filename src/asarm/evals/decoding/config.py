@@ -13,7 +13,11 @@ from asarm.utils.errors import InputError
 class DecodingEvalConfig(EvalConfig):
     """Settings of the decoding evaluation; defaults are the paper's."""
 
-    text: str = option("", "UTF-8 text file to decode; without it, the test part of WikiText from the Hub")
+    text: str = option(
+        "",
+        "text to decode: a UTF-8 file, or .jsonl, .json, .csv or .parquet with the field text (also .gz); without it, "
+        "the test part of WikiText from the Hub",
+    )
     length: int = option(512, "tokens a text")
     num_texts: int = option(700, "how many texts: the first of a shuffle of all that is a function of the seed")
     mask_rate: float = option(0.95, "share masked: floor((1 - mask_rate) * length) + 1 tokens stay visible")

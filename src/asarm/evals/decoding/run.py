@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from asarm.data.packed import pack
-from asarm.data.readers import read_text
+from asarm.data.readers import joined, read_text
 from asarm.evals.config import Variant
 from asarm.evals.decoding.config import DecodingEvalConfig
 from asarm.evals.decoding.generative_perplexity import load_scorer
@@ -48,7 +48,7 @@ def load_text(path: str) -> str:
     """The text of a local file, or WikiText's test part from the Hub. Raises InputError when it cannot be had."""
     if path:
         return read_text(path)
-    return "".join(row["text"] for row in hub_rows(WIKITEXT, "--text"))
+    return joined((True, row.fields["text"]) for row in hub_rows(WIKITEXT, "--text", ["text"]))
 
 
 def choose_sequences(text: str, codec: TextCodec, config: DecodingEvalConfig) -> Sequences:

@@ -34,7 +34,10 @@ class CausalModel:
         """After each prefix as many tokens as its gap takes. Special tokens, such as the end of a text, are never
         drawn."""
         prompts = [[*self.begin, *example.prefix_tokens] or [self.codec.eos_token_id or 0] for example, _ in rows]
-        drawn = self._draw(prompts, max(length for _, length in rows), temperature, seeds)
+        longest = max(length for _, length in rows)
+        if not longest:  # nothing but gaps of no tokens
+            return [InfillResult("", [], 0, 0) for _ in rows]
+        drawn = self._draw(prompts, longest, temperature, seeds)
         filled = []
         for (example, length), ids in zip(rows, drawn.tolist(), strict=True):
             text = text_after(self.codec, example.prefix_tokens, ids[:length])

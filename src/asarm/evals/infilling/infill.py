@@ -51,16 +51,19 @@ def infill_batch(
 def fill(
     model: DecodingModel, codec: TextCodec, rows: Sequence[Row], config: SamplerConfig, seeds: Sequence[int]
 ) -> list[InfillResult]:
-    """Each gap filled once."""
-    examples, lengths = zip(*rows, strict=True)
+    """Each gap filled once. A gap of no tokens costs nothing, and no model sees it."""
+    filled = [InfillResult("", [], 0, 0) for _ in rows]
+    open_rows = [row for row, (_, length) in enumerate(rows) if length]
+    if not open_rows:
+        return filled
+    examples, lengths = zip(*(rows[row] for row in open_rows), strict=True)
     batch = infill_batch(examples, [[codec.mask_token_id] * length for length in lengths], model.device)
-    result = sample(model, *batch, config, seeds)
-    filled = []
-    for row, (example, length) in enumerate(rows):
-        tokens = result.tokens[row][batch.target[row]].tolist()
-        text = text_after(codec, example.prefix_tokens, tokens)
-        proposed, accepted = result.proposed[row].tolist(), result.accepted[row].tolist()
-        filled.append(InfillResult(text, tokens, length, int(result.nfe[row]), proposed, accepted))
+    result = sample(model, *batch, config, [seeds[row] for row in open_rows])
+    for index, row in enumerate(open_rows):
+        tokens = result.tokens[index][batch.target[index]].tolist()
+        text = text_after(codec, examples[index].prefix_tokens, tokens)
+        proposed, accepted = result.proposed[index].tolist(), result.accepted[index].tolist()
+        filled[row] = InfillResult(text, tokens, lengths[index], int(result.nfe[index]), proposed, accepted)
     return filled
 
 

@@ -50,7 +50,7 @@ class GapLengthPolicy:
         if choice == SEARCH:
             return self.fitting(example, self.propose(example))
         known = {ORACLE: len(example.reference_tokens), MEDIAN: self.median}
-        length = known.get(choice) or fixed_length(choice)
+        length = known[choice] if choice in known else fixed_length(choice)
         return self.fitting(example, [length or 0])
 
     def fitting(self, example: InfillExample, lengths: list[int]) -> list[int]:

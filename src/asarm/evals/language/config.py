@@ -18,8 +18,16 @@ class LanguageEvalConfig(EvalConfig):
     """Settings of the language evaluation."""
 
     tasks: list[str] = option(list(TASKS), "of lambada and hellaswag")
-    lambada: str = option("", "UTF-8 file, one passage a line; without it, cimec/lambada's test part from the Hub")
-    hellaswag: str = option("", "official .jsonl file; without it, Rowan/hellaswag's validation part from the Hub")
+    lambada: str = option(
+        "",
+        "passages: the lines of a text file, or the field text of .jsonl, .json, .csv or .parquet; without it, "
+        "cimec/lambada's test part from the Hub",
+    )
+    hellaswag: str = option(
+        "",
+        "official .jsonl file, or the same as .json or .parquet; without it, Rowan/hellaswag's validation part from "
+        "the Hub",
+    )
     max_items: int = option(0, "how many passages and questions of each task, from the first on; 0 for all")
     samplers: list[str] = option(
         ["sequential", "assd-self", GREEDY],

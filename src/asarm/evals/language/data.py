@@ -1,13 +1,12 @@
 """Passages of LAMBADA and questions of HellaSwag."""
 
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from asarm.data.readers import read_text
+from asarm.data.readers import read_texts
+from asarm.data.rows import read_rows
 from asarm.evals.hub import hub_rows
 from asarm.utils.errors import InputError
-from asarm.utils.jsonl import parse_row
 
 LAMBADA = ("cimec/lambada", "test")
 HELLASWAG = ("Rowan/hellaswag", "validation")  # the labels of its test part are kept secret
@@ -22,29 +21,31 @@ class Question(NamedTuple):
 
 
 def lambada_questions(path: str) -> list[Question]:
-    """Passages without their last word, and that word. Raises InputError, with the line, for what is no passage."""
-    passages = file_lines(path) if path else [row["text"] for row in hub_rows(LAMBADA, "--lambada")]
-    source = path or LAMBADA[0]
+    """Passages without their last word, and that word: lines of a text file, or rows with the field text.
+
+    Raises InputError, with the line, for what is no passage.
+    """
+    if path:
+        passages = read_texts(path)
+    else:
+        passages = [(where, row["text"]) for where, row in hub_rows(LAMBADA, "--lambada", ["text"])]
     questions = []
-    for number, passage in enumerate(passages, 1):
+    for where, passage in passages:
         context, _, word = passage.strip().rpartition(" ")
         if not context:
-            raise InputError(f"{source}, passage {number} must have at least two words, not {word!r}: correct it")
+            raise InputError(f"{where} must have at least two words, not {word!r}: correct it")
         questions.append(Question(context, [" " + word], 0))
     return questions
 
 
 def hellaswag_questions(path: str) -> list[Question]:
     """Questions with their endings. Raises InputError, with the line, for what is not such a question."""
-    rows: Sequence[str | dict] = file_lines(path) if path else hub_rows(HELLASWAG, "--hellaswag")
-    source = path or HELLASWAG[0]
-    return [hellaswag_question(row, f"{source}, question {number}") for number, row in enumerate(rows, 1)]
+    rows = read_rows(path, ()) if path else hub_rows(HELLASWAG, "--hellaswag")
+    return [hellaswag_question(row, where) for where, row in rows]
 
 
-def hellaswag_question(row: str | dict, where: str) -> Question:
+def hellaswag_question(row: dict[str, Any], where: str) -> Question:
     """One question. Its context is `activity_label: ctx_a Ctx_b`, as in the harness, or else the field ctx alone."""
-    if isinstance(row, str):
-        row = parse_row(row, where)
     parts = [part for name in ("activity_label", "ctx_a", "ctx_b") if isinstance(part := row.get(name), str)]
     if len(parts) == 3:
         label, first, second = parts
@@ -66,11 +67,6 @@ def clean(text: str) -> str:
     """HellaSwag's text without the markup that WikiHow left in it, exactly as the harness does it."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub("\\[.*?\\]", "", text).replace("  ", " ")
-
-
-def file_lines(path: str) -> list[str]:
-    """The lines of a UTF-8 file; the last may be without its end. InputError when it cannot be read, or is empty."""
-    return read_text(path).removesuffix("\n").split("\n")
 
 
 READERS = {"lambada": lambada_questions, "hellaswag": hellaswag_questions}

@@ -100,8 +100,15 @@ class AsArmLM(TemplateLM):
         return tqdm(scores, total=len(pairs), desc="Running loglikelihood requests", disable=disable_tqdm)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **keywords) -> list[Score]:
-        """Scores of (texts, context ids, continuation ids): the harness makes them from its requests."""
-        pairs = [cut_left(context, continuation, self.max_length) for _, context, continuation in requests]
+        """Scores of (texts, context ids, continuation ids): the harness makes them from its requests.
+
+        It moves white space at the end of a context to the continuation. What is left of a context of white space is
+        an empty one: an end of text.
+        """
+        pairs = [
+            cut_left(context or [self.prefix_token_id], continuation, self.max_length)
+            for _, context, continuation in requests
+        ]
         results: list[Score | None] = [None] * len(pairs)
         for index, score in self._scores(pairs, disable_tqdm):
             results[index] = score
@@ -166,6 +173,8 @@ class AsArmLM(TemplateLM):
 
     def _room(self, max_gen_toks: int) -> int:
         """How many tokens are generated at most: half of what the model takes is left to the context."""
+        if max_gen_toks < 0:
+            raise InputError(f"max_gen_toks must be at least 0, not {max_gen_toks}")
         room = min(max_gen_toks, self.max_length // 2)
         if room < max_gen_toks:
             logging.getLogger(LOGGED).warning(
@@ -190,8 +199,10 @@ def generate(
     coupling, which is used whatever config says, the longer text begins with the shorter one: this does not change
     the distribution.
 
-    contexts: token ids, none empty. config: of an exact sampler.
+    contexts: token ids, none empty. config: of an exact sampler. max_tokens: 0 gives empty texts.
     """
+    if not max_tokens:
+        return [""] * len(contexts)
     config = replace(config, coupling="gumbel")
     texts: dict[int, str] = {}
     size, left = min(FIRST_GAP, max_tokens), list(range(len(contexts)))

@@ -17,7 +17,9 @@ class StoriesConfig(InfillEvalConfig):
 
     baselines = (BAG,)
 
-    stories: str = option("", "CSV file with the columns of the Story Cloze Test")
+    stories: str = option(
+        "", "CSV file with the columns of the Story Cloze Test, or .jsonl, .json or .parquet with the same"
+    )
     tasks: list[str] = option(list(TASKS), "1/5 masks the third of five sentences, 3/5 the second, third and fourth")
     samplers: list[str] = option(
         ["sequential", "assd-self", "assd-ngram", "parallel", PREFIX_ONLY, BAG],
@@ -31,4 +33,4 @@ class StoriesConfig(InfillEvalConfig):
         check_at_least(self, trials=1)
         check_choices("task", self.tasks, TASKS)
         if not self.stories:
-            raise InputError("no stories given: name their CSV file with --stories")
+            raise InputError("no stories given: name their file with --stories")

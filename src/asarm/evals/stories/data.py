@@ -1,9 +1,10 @@
 """Stories of five sentences from a Story Cloze file, and the tokens of one with a gap in it."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from asarm.data.rows import read_rows
 from asarm.evals.infilling.example import InfillExample, without_mask_token
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
@@ -38,38 +39,27 @@ class StoryExample(InfillExample):
 
 
 def read_stories(path: str | Path) -> list[Story]:
-    """All stories of a CSV file with the columns of the Story Cloze Test, in its order.
+    """All stories of a file of rows with the columns of the Story Cloze Test, in its order.
 
-    Raises InputError when there is no such file, a column or a sentence is missing, or the right ending is not known.
+    Raises InputError as `read_rows` does, when a column or a sentence is missing, or the right ending is not known.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         raise InputError(f"no stories at {path}: {SOURCE}; put their CSV file there, or name it with --stories")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-            if missing:
-                raise InputError(f"{path} has no column {', '.join(missing)}: it must have those of {COLUMNS}")
-            stories = [_story(path, index, row) for index, row in enumerate(reader)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8: {error}") from error
-    if not stories:
-        raise InputError(f"{path} holds no stories")
-    return stories
+    rows = read_rows(path, (*SENTENCES, *ENDINGS.values()), ("InputStoryid", "AnswerRightEnding"))
+    return [_story(where, index, row) for index, (where, row) in enumerate(rows)]
 
 
-def _story(path: Path, index: int, row: dict[str, str | None]) -> Story:
-    where = f"{path}, story {index + 1} ({row['InputStoryid']})"
-    answer = (row["AnswerRightEnding"] or "").strip()
+def _story(where: str, index: int, row: dict[str, Any]) -> Story:
+    where = f"{where} ({row['InputStoryid']})"
+    answer = str(row["AnswerRightEnding"]).strip()
     if answer not in ENDINGS:
         raise InputError(f"{where}: AnswerRightEnding must be 1 or 2, not {answer!r}")
     columns = [*SENTENCES, ENDINGS[answer]]
-    sentences = [" ".join((row[column] or "").split()) for column in columns]
+    sentences = [" ".join(row[column].split()) for column in columns]
     for column, sentence in zip(columns, sentences, strict=True):
         if not sentence:
             raise InputError(f"{where}: {column} is empty")
-    return Story(index, row["InputStoryid"] or str(index), sentences)
+    return Story(index, str(row["InputStoryid"] or index), sentences)
 
 
 def make_example(story: Story, task: str, codec: TextCodec) -> StoryExample:
