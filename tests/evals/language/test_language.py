@@ -340,10 +340,12 @@ def test_accuracy_is_the_mean_over_trials_with_their_spread():
 
 
 def test_models_are_compared_under_the_same_variant():
-    """The second model is worse by two nats, and has five fewer of 40 words."""
+    """The second model is worse by two and a half nats, and has five fewer of 40 words."""
     lines = []
     for model, less in (("tuned", 0), ("stock", 1)):
-        lines += [scored_line(i, -1.0 - 2 * less - i / 40, i < 20 - 5 * less, model=model) for i in range(40)]
+        lines += [
+            scored_line(i, -1.0 - 2 * less - (1 + less) * i / 39, i < 20 - 5 * less, model=model) for i in range(40)
+        ]
         lines += [sampled_line(i, 0, i < 20, model=model) for i in range(40)]
         fields = {"task": "hellaswag", "correct_norm": True, "model": model}
         lines += [scored_line(i, 0, i >= 8 * less, **fields) for i in range(40)]
@@ -354,7 +356,7 @@ def test_models_are_compared_under_the_same_variant():
     assert list(metrics["lambada"]) == ["likelihood, tuned", "fused, tuned", "likelihood, stock", "fused, stock"]
     scored, sampled, endings = metrics["model_comparisons"]
     assert (scored["model"], scored["against"], scored["correct"]["only"]) == ("stock", "tuned", [0, 5])
-    assert scored["log_prob"]["difference"] == pytest.approx(-2)
+    assert scored["log_prob"]["difference"] == pytest.approx(-2.5)
     assert sampled["correct"]["difference"] == 0
     assert (endings["task"], endings["correct"]["only"], endings["correct_norm"]["difference"]) == (
         "hellaswag",
@@ -364,7 +366,7 @@ def test_models_are_compared_under_the_same_variant():
     shown = table(metrics)
     for row in (
         "| model | accuracy (greedy), % | log-likelihood, nats |", "| stock | 37.50 [", "| stock | fused | 50.00 [",
-        "| likelihood | stock | tuned | -12.5 [", "| -2.000 [-2.000, -2.000] |", "| model | accuracy, % |",
+        "| likelihood | stock | tuned | -12.5 [", "| -2.500 [-2.", "| model | accuracy, % |",
         "| stock | 80.00 [",
     ):  # fmt: skip
         assert row in shown
