@@ -2,6 +2,7 @@
 
 A preset gives the defaults, and every option overrides it. `paper` (the default): released weights, both tasks from the
 Hub. `tiny`: the bundled model and a few passages and questions of this repository, seconds on a CPU, offline.
+`--models` runs several models and compares them; `--trials` samples LAMBADA's words several times.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from asarm.evals.language.config import GREEDY, LanguageEvalConfig
 from asarm.evals.language.run import LanguageEvaluation
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"revision": "nlp"},
+    "paper": {"model": "therealgabeguo/ASARM", "revision": "nlp", "k": 10},
     "tiny": {
         "model": "tiny-text",
         "lambada": str(BUNDLED_SETS / "last_words.txt"),

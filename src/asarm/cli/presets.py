@@ -46,8 +46,8 @@ def parse_with_preset(
 ) -> Config:
     """The settings: the dataclass's defaults, changed by the preset (`paper`, if none is named), by the options.
 
-    The preset's revision belongs to the preset's model: another --model does not get it. Raises InputError for an
-    unknown preset.
+    The preset's revision belongs to the preset's model: another --model does not get it; and --models replaces the
+    preset's model. Raises InputError for an unknown preset, and for both --model and --models.
     """
     preset, options = split_preset(arguments, presets, "paper")
     parser = OptionParser(
@@ -60,8 +60,12 @@ def parse_with_preset(
     (found,) = parser.parse_args_into_dataclasses(options, look_for_args_file=False)
     values: dict[str, Any] = dict(vars(found))
     given = given_options(options)
-    if "--model" in given and "--revision" not in given:
+    if {"--model", "--models"} <= given:
+        raise InputError("both --model and --models are given: name all models in --models")
+    if {"--model", "--models"} & given and "--revision" not in given:
         values["revision"] = None
+    if "--models" in given:
+        values["model"] = ""
     return from_options(config_class, **values)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,7 +10,6 @@ from scipy import stats
 
 BASELINE = "sequential"
 RESAMPLES = 2000
-
 
 Group = dict[int, list[dict]]  # the lines of each text, by its index
 
@@ -20,6 +19,17 @@ def mean_se(values: ArrayLike) -> dict[str, float | int | None]:
     values = np.asarray(values, dtype=float)
     error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": float(values.mean()), "se": None if error is None else float(error), "n": len(values)}
+
+
+def mean_sd(values: ArrayLike) -> dict[str, float | int]:
+    """Mean and standard deviation (of the values themselves, not of their mean) of values [n], and n."""
+    values = np.asarray(values, dtype=float)
+    return {"mean": float(values.mean()), "sd": float(values.std()), "n": len(values)}
+
+
+def mean_with_interval(values: Sequence[float]) -> dict:
+    """Mean over texts, its 95 % bootstrap interval (texts are resampled) and n."""
+    return {"mean": float(np.mean(values)), "interval_95": bootstrap_interval(values), "n": len(values)}
 
 
 def paired(values: ArrayLike, baseline: ArrayLike) -> dict:
@@ -64,6 +74,25 @@ def equality(values: ArrayLike, baseline: ArrayLike, margin: float) -> dict:
     return result | {"tost_p": tost_p, "ks_p": float(ks.pvalue), "verdict": verdict}
 
 
+def compare_shares(mine: Sequence[float], theirs: Sequence[float]) -> dict:
+    """Paired comparison of values in [0, 1], one a text: the mean difference, its 95 % bootstrap interval, and p.
+
+    test: McNemar's exact test where all values are 0 or 1, which counts the texts of which only one of the two was
+    right (`only`: [mine, theirs]); with several samples of a text, a t-test of the differences of their means.
+    """
+    difference = (np.asarray(mine) - np.asarray(theirs)).tolist()
+    kept = mean_with_interval(difference)
+    kept["difference"] = kept.pop("mean")
+    if not {*mine, *theirs} <= {0.0, 1.0}:
+        return kept | {"test": "t-test", "p": paired(mine, theirs)["t_test_p"]}
+    only = [
+        sum(a > b for a, b in zip(mine, theirs, strict=True)),
+        sum(a < b for a, b in zip(mine, theirs, strict=True)),
+    ]
+    p = float(stats.binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0
+    return kept | {"test": "McNemar", "p": p, "only": only}
+
+
 def bootstrap_interval(values: Sequence[float], resamples: int = RESAMPLES) -> list[float] | None:
     """95 % percentile interval of the mean of values [n], one a text; None for one text.
 
@@ -95,6 +124,21 @@ def paired_means(group: Group, other: Group, key: str) -> tuple[list[float], lis
     common = sorted(group.keys() & other.keys())
     mine, theirs = item_means(group, key), item_means(other, key)
     return [mine[index] for index in common], [theirs[index] for index in common]
+
+
+def pairs_of_models(
+    groups: dict[tuple[str, str, str], Group], field: str = "task"
+) -> Iterator[tuple[dict[str, str], tuple[Group, Group]]]:
+    """Each variant of every model beside the same variant of the first model that has it: names, and both groups.
+
+    groups: lines by (task, model, variant). field: what the task is called in the names.
+    """
+    first: dict[tuple[str, str], str] = {}
+    for (task, model, variant), group in groups.items():
+        other = first.setdefault((task, variant), model)
+        if other != model:
+            names = {field: task, "model": model, "variant": variant, "against": other}
+            yield names, (group, groups[task, other, variant])
 
 
 def compare_costs(group: Group, other: Group) -> dict:

@@ -28,6 +28,13 @@ def stated(test: dict, digits: int) -> str:
     return f"{test['difference']:+.{digits}f}{ends}: {test['verdict']}"
 
 
+def share_difference(test: dict) -> str:
+    """What `compare_shares` found: difference and interval in points of %, and p."""
+    ends = test["interval_95"]
+    interval = "" if ends is None else f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+    return f"{100 * test['difference']:+.1f}{interval}, {p_text(test['p'])}"
+
+
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]

@@ -40,6 +40,7 @@ def test_options_override_the_preset():
     )
     assert parse_arguments(["paper", "--model", "a/b"]).model_names() == ["a/b"]
     assert parse_arguments(["tiny"]).model_names() == ["tiny-code"]
+    assert parse_arguments(["paper", "--models", "a/b@c", "d"]).model_names() == ["a/b@c", "d"]
 
 
 def bad_files(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from asarm.evals.language import run as language
 from asarm.evals.language.config import LanguageEvalConfig
 from asarm.evals.language.data import hellaswag_questions, lambada_questions
 from asarm.evals.language.likelihood import Pair, encode_pair, score_pairs
-from asarm.evals.language.report import mean, share, table
+from asarm.evals.language.report import mean, share, summarise, table
 from asarm.evals.language.run import evaluate, items_of
 from asarm.models.load import load
 from asarm.objective.loss import log_prob, log_prob_and_best
@@ -304,6 +305,78 @@ def test_sampled_words_are_right_as_often_as_they_are_probable(settings, tmp_pat
     assert metrics["greedy"]["accuracy"]["mean"] == metrics["likelihood"]["accuracy"]["mean"]
 
 
+def sampled_line(index, trial, correct, variant="fused", **values):
+    return {
+        "model": "m", "task": "lambada", "variant": variant, "trial": trial, "batch": 0, "index": index, "cut": 0,
+        "tokens": 1 + index % 2, "nfe": 1, "seconds": 1.0, "correct": correct,
+    } | values  # fmt: skip
+
+
+def scored_line(index, log_prob, correct, **values):
+    return {
+        "model": "m", "task": "lambada", "variant": "likelihood", "trial": 0, "batch": 0, "index": index, "cut": 0,
+        "tokens": 1, "log_prob": log_prob, "correct": correct,
+    } | values  # fmt: skip
+
+
+def test_accuracy_is_the_mean_over_trials_with_their_spread():
+    """40 passages: the first trial gets 10 of them right, the second 14, the third 18."""
+    lines = [sampled_line(i, trial, i < 10 + 4 * trial) for trial in range(3) for i in range(40)]
+    lines += [scored_line(i, -1.0, True) for i in range(40)]
+    found = summarise(lines)["lambada"]
+    accuracy = found["fused"]["accuracy"]
+    assert (accuracy["mean"], accuracy["n"]) == (pytest.approx(0.35), 40)
+    assert accuracy["by_trial"] == pytest.approx([0.25, 0.35, 0.45])
+    assert accuracy["sd"] == pytest.approx(0.1)
+    low, high = accuracy["interval_95"]
+    assert 0.15 < low < 0.25
+    assert 0.45 < high < 0.55  # as of 40 passages, not of 120
+    assert found["fused"]["nfe"]["n"] == 40
+    assert found["fused"]["spread"]["tokens"] == {"mean": 1.5, "sd": 0.5, "n": 120}
+    shown = table(summarise(lines))
+    assert "The same words sampled, 3 times" in shown
+    assert "| sampler | exact match, % | standard deviation of trials | NFE a word | seconds a passage |" in shown
+    assert re.search(r"\| fused \| 35.00 \[[^]]*\] \| 10.00 \|", shown)
+    one = summarise([line for line in lines if line["trial"] == 0])["lambada"]["fused"]["accuracy"]
+    assert one == share([True] * 10 + [False] * 30) | {"by_trial": [0.25], "sd": None}
+
+
+def test_models_are_compared_under_the_same_variant():
+    """The second model is worse by two and a half nats, and has five fewer of 40 words."""
+    lines = []
+    for model, less in (("tuned", 0), ("stock", 1)):
+        lines += [
+            scored_line(i, -1.0 - 2 * less - (1 + less) * i / 39, i < 20 - 5 * less, model=model) for i in range(40)
+        ]
+        lines += [sampled_line(i, 0, i < 20, model=model) for i in range(40)]
+        fields = {"task": "hellaswag", "correct_norm": True, "model": model}
+        lines += [scored_line(i, 0, i >= 8 * less, **fields) for i in range(40)]
+    for line in lines:
+        if line["task"] == "hellaswag":
+            del line["log_prob"], line["tokens"]
+    metrics = summarise(lines)
+    assert list(metrics["lambada"]) == ["likelihood, tuned", "fused, tuned", "likelihood, stock", "fused, stock"]
+    scored, sampled, endings = metrics["model_comparisons"]
+    assert (scored["model"], scored["against"], scored["correct"]["only"]) == ("stock", "tuned", [0, 5])
+    assert scored["log_prob"]["difference"] == pytest.approx(-2.5)
+    assert sampled["correct"]["difference"] == 0
+    assert (endings["task"], endings["correct"]["only"], endings["correct_norm"]["difference"]) == (
+        "hellaswag",
+        [0, 8],
+        0,
+    )
+    shown = table(metrics)
+    for row in (
+        "| model | accuracy (greedy), % | log-likelihood, nats |", "| stock | 37.50 [", "| stock | fused | 50.00 [",
+        "| likelihood | stock | tuned | -12.5 [", "| -2.500 [-2.", "| model | accuracy, % |",
+        "| stock | 80.00 [",
+    ):  # fmt: skip
+        assert row in shown
+    alone = [line for line in lines if line["model"] == "tuned"]
+    assert "model_comparisons" not in summarise(alone)
+    assert "tuned" not in table(summarise(alone))
+
+
 def test_metrics_and_table_are_made_from_the_lines(finished, monkeypatch):
     metrics = json.loads((finished / "metrics.json").read_text())
     scores = [line["log_prob"] for line in lines_of(finished, "lambada").values()]
@@ -343,6 +416,51 @@ def test_intervals():
 
 
 # --- runs
+
+
+def test_trials_have_seeds_of_their_own_and_the_first_is_that_of_a_single_run(finished, settings, tmp_path):
+    """A run of three trials that is interrupted goes on; what is greedy or scored is not repeated."""
+    change = settings | {"tasks": ["lambada"], "samplers": ["assd-self", "greedy"], "temperature": 3.0}
+    one, three, resumed = (tmp_path / name for name in ("one", "three", "resumed"))
+    evaluate(from_options(LanguageEvalConfig, output_dir=str(one), **change))
+    evaluate(from_options(LanguageEvalConfig, output_dir=str(three), trials=3, **change))
+    filled = {trial: [] for trial in range(3)}
+    for line in sorted(read_json_lines(three / "samples.jsonl"), key=lambda line: line["index"]):
+        if line["variant"] == "assd-self":
+            filled[line["trial"]].append(line["filled"])
+        else:
+            assert line["trial"] == 0
+    assert [len(some) for some in filled.values()] == [len(PASSAGES)] * 3
+    assert filled[0] == [line["filled"] for _, line in sorted(lines_of(one, "lambada", "assd-self").items())]
+    assert filled[0] != filled[1] != filled[2] != filled[0]
+    interrupted_copy(three, resumed, 0.6)
+    evaluate(from_options(LanguageEvalConfig, output_dir=str(resumed), trials=3, **change))
+    assert without_times(resumed) == without_times(three)
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_a_folder_from_before_there_were_trials_is_not_mixed_in(finished, settings, tmp_path, trials):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    known = json.loads((folder / "config.json").read_text())
+    del known["settings"]["trials"]
+    (folder / "config.json").write_text(json.dumps(known))
+    before = (folder / "samples.jsonl").read_bytes()
+    change = {"samplers": ["assd-self", "parallel", "greedy"], "trials": trials}
+    with pytest.raises(InputError, match=rf"trials None, now {trials}.*choose another output_dir"):
+        evaluate(from_options(LanguageEvalConfig, output_dir=str(folder), **settings, **change))
+    assert (folder / "samples.jsonl").read_bytes() == before
+
+
+def test_several_models_are_run_beside_each_other(settings, tmp_path, tiny_folder):
+    change = settings | {"model": "", "models": ["tiny-text", tiny_folder], "samplers": ["fused"]}
+    metrics = evaluate(from_options(LanguageEvalConfig, output_dir=str(tmp_path), **change))
+    assert list(metrics["lambada"]) == [
+        f"{one}, {model}" for model in change["models"] for one in ("likelihood", "fused")
+    ]
+    assert len(read_json_lines(tmp_path / "samples.jsonl")) == 2 * (2 * len(PASSAGES) + 8)
+    likely = [metrics["lambada"][f"likelihood, {model}"]["log_prob"]["mean"] for model in change["models"]]
+    assert likely[0] > likely[1] + 1  # random weights
+    assert metrics["model_comparisons"][0]["log_prob"]["difference"] == pytest.approx(likely[1] - likely[0])
 
 
 def without_times(folder):
@@ -405,6 +523,8 @@ def test_paper_preset_is_the_papers():
         "therealgabeguo/ASARM", "nlp", "results/language-paper",
     )  # fmt: skip
     assert config.lambada == config.hellaswag == ""
+    assert (config.sampling.k, config.trials) == (10, 1)
+    assert parse_arguments(["--models", "a/b@c", "d"]).model_names() == ["a/b@c", "d"]
     assert parse_arguments(["--model", "other/model"]).loading.revision is None
 
 
@@ -425,6 +545,8 @@ def test_paper_preset_is_the_papers():
         (["tiny", "--hellaswag", "{no_label}"], "line 1 needs the field label, from 0 to 1, not ''"),
         (["tiny", "--hellaswag", "{label}"], "line 1 needs the field label, from 0 to 1, not '2'"),
         (["tiny", "--hellaswag", "{long}"], "hellaswag, item 1: a continuation of"),
+        (["tiny", "--trials", "0"], "trials must be at least 1, not 0"),
+        (["tiny", "--model", "tiny-text", "--models", "tiny-text"], "both --model and --models are given"),
         (["tiny", "--max_items", "-1"], "max_items must be at least 0, not -1"),
         (["tiny", "--device", "abacus"], "no device 'abacus' here"),
     ],

@@ -28,13 +28,14 @@ from asarm.evals.stories import metrics as story_stats
 from asarm.evals.stories.config import StoriesConfig
 from asarm.evals.stories.data import COLUMNS, TASKS, Story, bag_text, make_example, read_stories
 from asarm.evals.stories.metrics import rouge
-from asarm.evals.stories.report import story_table
+from asarm.evals.stories.report import story_summary, story_table
 from asarm.evals.stories.run import StoriesEvaluation, evaluate
 from asarm.models.load import load
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
+from asarm.utils.jsonl import write_json_lines
 from support.models import tiny_gpt2, tiny_xlnet
 from support.paths import REPO, SHARED
 from support.results import interrupted_copy, lines_of, read_page, without_times
@@ -334,20 +335,24 @@ def test_every_gap_is_filled_once_by_every_variant(finished, tiny_folder):
 
 
 def test_rouge_is_that_of_rouge_score(finished):
-    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"])
     lines = lines_of(finished)
     assert sum(line["rougeL"] > 0 for line in lines) > 20
     for line in lines:
         for key, score in scorer.score(target=line["gold"], prediction=line["text"]).items():
             assert line[key] == pytest.approx(100 * score.fmeasure)
+        assert line["rougeAvg"] == pytest.approx((line["rouge1"] + line["rouge2"] + line["rougeL"]) / 3)
 
 
 def test_rouge_is_f1_without_stemming():
-    assert rouge("He walked home.", "he WALKS home") == pytest.approx(
-        {"rouge1": 200 / 3, "rouge2": 0, "rougeL": 200 / 3}
-    )
-    assert rouge("a b c", "a c") == pytest.approx({"rouge1": 80, "rouge2": 0, "rougeL": 80})
-    assert rouge("a b", "") == {"rouge1": 0, "rouge2": 0, "rougeL": 0}
+    names = ["rouge1", "rouge2", "rougeL", "rougeLsum", "rougeAvg"]
+    for gold, text, wanted in (
+        ("He walked home.", "he WALKS home", [200 / 3, 0, 200 / 3, 200 / 3, 400 / 9]),
+        ("a b c", "a c", [80, 0, 80, 80, 160 / 3]),
+        ("a b\nc d", "c d\na b", [100, 200 / 3, 50, 100, 650 / 9]),  # only rougeLsum takes lines one by one
+        ("a b", "", [0, 0, 0, 0, 0]),
+    ):
+        assert rouge(gold, text) == pytest.approx(dict(zip(names, wanted, strict=True)))
 
 
 def test_trials_differ_in_their_seeds(finished):
@@ -364,11 +369,22 @@ def test_report_is_made_from_the_samples(finished, monkeypatch):
     for one in metrics["variants"]:
         same = [line for line in lines if all(line[key] == one[key] for key in ("task", "model", "variant"))]
         assert len(same) == TRIALS * len(STORIES)
-        for key in ("rouge1", "rouge2", "rougeL"):
+        for key in story_stats.MEASURES:
             values = [line[key] for line in same]
             assert one[key]["mean"] == pytest.approx(np.mean(values))
             assert one[key]["by_trial"][1] == pytest.approx(np.mean([x[key] for x in same if x["trial"] == 1]))
         assert one["nfe"]["mean"] == pytest.approx(np.mean([line["nfe"] for line in same]))
+        lengths = {
+            "words": [len(x["text"].split()) for x in same],
+            "gold_words": [len(x["gold"].split()) for x in same],
+        }
+        if one["variant"] != "bag":
+            fields = {"tokens": "length", "gold_tokens": "gold_length", "nfe": "nfe"}
+            lengths |= {name: [line[field] for line in same] for name, field in fields.items()}
+        assert one["spread"] == {
+            name: {"mean": pytest.approx(np.mean(values)), "sd": pytest.approx(np.std(values)), "n": len(values)}
+            for name, values in lengths.items()
+        }
     compared = {(one["task"], one["variant"], one["against"]) for one in metrics["comparisons"]}
     assert ("1/5", "assd-self", "sequential") in compared
     for other in ("assd-self", "assd-self median", "assd-self fixed:7", "sequential"):
@@ -376,7 +392,9 @@ def test_report_is_made_from_the_samples(finished, monkeypatch):
     assert metrics["settings"]["k"] == 3
     assert metrics["provenance"]["torch"] == torch.__version__
     table = (finished / "table.md").read_text()
-    assert table.count("| model | variant | ROUGE-1 |") == len(TASKS)
+    header = "| model | variant | ROUGE-1 | ROUGE-2 | ROUGE-L | ROUGE-Lsum | average |"
+    lengths = "| model | variant | tokens | of the right text | words | of the right text | NFE |"
+    assert table.count(header) == table.count(lengths) == len(TASKS)
     assert "5 stories are too few for intervals and tests." in table
     monkeypatch.setattr("asarm.evals.tables.FEWEST", 5)
     assert "| assd-self search | assd-self median |" in story_table(metrics)
@@ -401,6 +419,17 @@ def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_
     evaluate(from_options(StoriesConfig, output_dir=str(folder), **settings))
     assert without_times(lines_of(folder)) == without_times(lines_of(finished))
     assert not kept or (folder / "samples.jsonl").read_bytes()[:200] == whole[:200]  # times and all: not run again
+
+
+def test_scores_that_an_older_run_did_not_write_are_made_from_its_texts(finished, settings, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    older = [
+        {key: value for key, value in line.items() if key not in ("rougeLsum", "rougeAvg")} for line in lines_of(folder)
+    ]
+    write_json_lines(folder / "samples.jsonl", older)
+    found = evaluate(from_options(StoriesConfig, output_dir=str(folder), **settings))
+    assert found["variants"] == json.loads((finished / "metrics.json").read_text())["variants"]
 
 
 def test_a_finished_run_is_not_filled_again(finished, settings, tmp_path, monkeypatch):
@@ -446,6 +475,9 @@ def test_several_models_and_a_causal_one(settings, tmp_path, tiny_folder):
     ]  # fmt: skip
     texts = {line["model"]: line["text"] for line in lines_of(tmp_path / "run") if line["index"] == 2}
     assert texts[tiny_folder] == texts[str(other)] != texts[str(causal)]
+    (compared,) = metrics["model_comparisons"]  # causal and bag have one model each
+    assert (compared["model"], compared["against"], compared["variant"]) == (str(other), tiny_folder, "assd-self")
+    assert (compared["rougeL"]["difference"], compared["rougeL"]["n"]) == (0, len(STORIES))
 
 
 def test_variants_take_turns(settings, stories_file):
@@ -477,7 +509,7 @@ def made_line(index, trial, rouge, variant="assd-self", **values):
     return {
         "task": "1/5", "model": "m", "variant": variant, "sampler": variant, "gap_length": "oracle", "trial": trial,
         "index": index, "length": 5, "gold_length": 5, "drawn": 6, "nfe": 3, "seconds": 1.0, "rouge1": rouge,
-        "rouge2": rouge, "rougeL": rouge,
+        "rouge2": rouge, "rougeL": rouge, "rougeLsum": rouge, "rougeAvg": rouge, "words": 4, "gold_words": 6,
     } | values  # fmt: skip
 
 
@@ -505,6 +537,32 @@ def test_comparisons_are_paired_by_story():
     assert story_stats.summarise(lines)["comparisons"][0]["rougeL"]["verdict"] == "different"
 
 
+def test_models_are_compared_under_the_same_variant():
+    """Stock beside finetuned: rows and comparisons say which model they are of."""
+    rng, lines = np.random.default_rng(0), []
+    for index, base in enumerate(rng.normal(20, 3, 40)):
+        for model, better in (("tuned", 5), ("stock", 0)):
+            for variant, nfe in (("sequential", 6), ("fused", 3)):
+                lines.append(made_line(index, 0, base + better + rng.normal(), variant, model=model, nfe=nfe))
+    metrics = story_stats.summarise(lines)
+    assert [(one["model"], one["against"], one["variant"]) for one in metrics["model_comparisons"]] == [
+        ("stock", "tuned", "sequential"), ("stock", "tuned", "fused"),
+    ]  # fmt: skip
+    for one in metrics["model_comparisons"]:
+        assert one["rougeL"]["difference"] == pytest.approx(-5, abs=0.6)
+        assert (one["rougeL"]["verdict"], one["nfe"]["difference"]) == ("different", 0)
+    table, printed = story_table(metrics), story_summary(metrics)
+    assert "Differences between models under the same variant, paired by story." in table
+    assert re.search(r"\| fused \| stock \| tuned \| -\d\.\d+ \[", table)
+    assert re.search(r"^fused against sequential, tuned: -3.0 NFE", printed, re.MULTILINE)
+    assert re.search(r"^fused against sequential, stock: -3.0 NFE", printed, re.MULTILINE)
+    assert re.search(r"^stock against tuned, sequential: ROUGE-L -[45]\.\d+", printed, re.MULTILINE)
+    alone = story_stats.summarise([line for line in lines if line["model"] == "tuned"])
+    assert alone["model_comparisons"] == []
+    assert "between models" not in story_table(alone)
+    assert re.search(r"^fused against sequential: -3.0 NFE", story_summary(alone), re.MULTILINE)
+
+
 def test_length_error():
     lines = [made_line(0, 0, 1.0, length=length) for length in (3, 5, 9)]
     found = stats.length_error(lines)
@@ -519,6 +577,7 @@ def test_options_override_the_preset():
     paper = parse_arguments([])
     assert paper.model_names() == ["therealgabeguo/ASARM@nlp", "xlnet/xlnet-base-cased"]
     assert (paper.trials, paper.tasks, paper.max_items) == (5, ["1/5", "3/5"], 0)
+    assert paper.sampling.k == 10  # the default of the released sampler, which the script's own option does not reach
     names = [variant.name for variant in paper.variants()]
     assert names[:6] == ["sequential", "assd-self", "assd-ngram", "parallel-1", "parallel-4", "parallel-16"]
     assert names[6:] == ["assd-self search", "assd-self median", "prefix-only", "causal", "bag"]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from asarm.evals.code.config import WANTED_K, TestRunnerConfig
 from asarm.evals.code.data import SPLITS, check_split, official_file, problems_of_files, read_completions
-from asarm.evals.code.metrics import STATIC_MEASURES, mean_with_interval, pass_rates, static_measures
+from asarm.evals.code.metrics import STATIC_MEASURES, from_problem, pass_rates, static_measures, suffix_rates
 from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.verdicts import run_tests
-from asarm.evals.stats import grouped, item_means
+from asarm.evals.stats import grouped, item_means, mean_with_interval
 from asarm.evals.tables import markdown_table, too_few, with_interval
 from asarm.utils.config import check_at_least, nested, option
 from asarm.utils.files import sha256_of_text
@@ -54,7 +54,7 @@ def evaluate_completions(path: str | Path, config: CompletionsConfig) -> str:
     ]
     write_json_lines(folder / f"{path.name}_results.jsonl", rows)
     lines = [
-        {"index": problem.index} | row | static_measures(problem, completion)
+        {"index": problem.index} | row | static_measures(problem, completion) | from_problem(problem, completion)
         for row, (problem, completion) in zip(rows, completed, strict=True)
     ]
     return _as_markdown(config.split, lines)
@@ -64,6 +64,8 @@ def _as_markdown(split: str, lines: list[dict]) -> str:
     """What the sandbox guards, how much was run, and a table. lines: one a completion."""
     ((_, group),) = grouped(lines, ()).items()
     found = pass_rates(group, WANTED_K)
+    for rate in suffix_rates(group).values():
+        found[f"pass@1 of {rate['n']} with a suffix"] = rate
     for key, label in STATIC_MEASURES.items():
         found[label] = mean_with_interval(list(item_means(group, key).values()))
     about = f"{split}: {len(group)} problems, {len(lines)} completions; shares in %"

@@ -8,20 +8,19 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
-from scipy import stats
-
 from asarm.evals.code.data import Problem
+from asarm.evals.infilling.metrics import spread, words_in
 from asarm.evals.stats import (
     BASELINE,
     Group,
-    bootstrap_interval,
     compare_costs,
+    compare_shares,
     costs,
     grouped,
     item_means,
-    paired,
+    mean_with_interval,
     paired_means,
+    pairs_of_models,
 )
 
 # What is true or false of a completion, and its name in tables: what is compared, and what is known without a run.
@@ -54,15 +53,19 @@ def static_measures(problem: Problem, completion: str) -> dict[str, bool]:
     }
 
 
+def from_problem(problem: Problem, completion: str) -> dict:
+    """What tables need of a problem and a completion besides the line of the run."""
+    return {
+        "has_suffix": bool(problem.suffix),
+        "words": words_in(completion),
+        "gold_words": words_in(problem.canonical_solution),
+    }
+
+
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """An unbiased estimate of pass@k (Chen et al. 2021, arXiv 2107.03374): the probability that at least one of k
     samples is correct, drawn without replacement from `samples`, of which `correct` are. k: at most `samples`."""
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def mean_with_interval(values: Sequence[float]) -> dict:
-    """Mean over problems, its 95 % bootstrap interval (problems are resampled) and n."""
-    return {"mean": float(np.mean(values)), "interval_95": bootstrap_interval(values), "n": len(values)}
 
 
 def pass_rates(group: Group, wanted: Sequence[int]) -> dict[str, dict]:
@@ -79,6 +82,16 @@ def pass_rates(group: Group, wanted: Sequence[int]) -> dict[str, dict]:
     }
 
 
+def suffix_rates(group: Group) -> dict[str, dict]:
+    """{"suffix_pass@1": mean with interval} over the problems whose suffix is not empty; {} where that is all or none.
+
+    The script of the paper loses the completions of the others: with `[before:-0]` it takes none of the tokens.
+    """
+    some = {index: lines for index, lines in group.items() if lines[0]["has_suffix"]}
+    rates = pass_rates(some, (1,)) if 0 < len(some) < len(group) else {}
+    return {f"suffix_{key}": rate for key, rate in rates.items()}
+
+
 def pass_keys(variants: list[dict]) -> list[str]:
     """The keys pass@k of summaries of variants."""
     return list(dict.fromkeys(key for one in variants for key in one if key.startswith("pass@")))
@@ -92,29 +105,12 @@ def summarise_variant(group: Group, wanted: Sequence[int]) -> dict:
         "problems": len(group),
         "samples": len({line["sample"] for line in lines}),
         **pass_rates(group, wanted),
+        **suffix_rates(group),
         **{key: mean_with_interval(list(item_means(group, key).values())) for key in STATIC_MEASURES},
         "cut": sum(line["cut"] > 0 for line in lines),
         **costs(group),
+        "spread": spread(lines),
     }
-
-
-def compare_shares(mine: Sequence[float], theirs: Sequence[float]) -> dict:
-    """Paired comparison of values in [0, 1], one a problem: the mean difference, its 95 % bootstrap interval, and p.
-
-    test: McNemar's exact test where all values are 0 or 1, which counts the problems that only one of the two solved
-    (`only`: [mine, theirs]); with several samples of a problem, a t-test of the differences of their means.
-    """
-    difference = (np.asarray(mine) - np.asarray(theirs)).tolist()
-    kept = mean_with_interval(difference)
-    kept["difference"] = kept.pop("mean")
-    if not {*mine, *theirs} <= {0.0, 1.0}:
-        return kept | {"test": "t-test", "p": paired(mine, theirs)["t_test_p"]}
-    only = [
-        sum(a > b for a, b in zip(mine, theirs, strict=True)),
-        sum(a < b for a, b in zip(mine, theirs, strict=True)),
-    ]
-    p = float(stats.binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0
-    return kept | {"test": "McNemar", "p": p, "only": only}
 
 
 def compare(group: Group, other: Group) -> dict:
@@ -143,7 +139,13 @@ def comparisons(groups: dict[tuple[str, str, str], Group]) -> list[dict]:
 
 
 def summarise(lines: list[dict], wanted: Sequence[int]) -> dict:
-    """Metrics of all variants, and all comparisons. wanted: the values of k of pass@k."""
+    """Metrics of all variants, and all comparisons. wanted: the values of k of pass@k.
+
+    lines: those of the run, each with `from_problem`, and with its verdict if it was run.
+    """
     groups = grouped(lines, ("split", "model", "variant"))
-    variants = [summarise_variant(group, wanted) for group in groups.values()]
-    return {"variants": variants, "comparisons": comparisons(groups)}
+    return {
+        "variants": [summarise_variant(group, wanted) for group in groups.values()],
+        "comparisons": comparisons(groups),
+        "model_comparisons": [names | compare(*pair) for names, pair in pairs_of_models(groups, "split")],
+    }

@@ -2,8 +2,8 @@
 
 import html
 import json
-import math
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +14,20 @@ from asarm.evals.infilling.report import (
     by_group,
     comparison_lines,
     cost_cells,
+    cost_differences,
     faster_samplers,
     length_table,
+    model_lines,
+    model_table,
+    row_names,
+    spread_table,
     summary_table,
 )
 from asarm.evals.plots import plot_intervals
 from asarm.evals.stats import BASELINE
-from asarm.evals.tables import markdown_table, p_text, too_few, with_interval
+from asarm.evals.tables import markdown_table, share_difference, too_few, with_interval
+
+SUFFIX_PASS = "suffix_pass@1"
 
 
 def code_table(metrics: dict) -> str:
@@ -29,28 +36,29 @@ def code_table(metrics: dict) -> str:
     metrics: those of `metrics.summarise`, and `judging`, a line on how programs were run.
     """
     parts = [metrics["judging"] + ".\n"]
-    for split, variants, compared in by_group(metrics, "split"):
+    for split, variants, compared, models in by_group(metrics, "split"):
         few = too_few(variants[0]["problems"], "problems")
         about = "" if few else ", mean and 95 % bootstrap interval over problems"
-        tests = f"{few}\n" if few else _comparisons(compared)
+        tests = [f"{few}\n"] if few else [_comparisons(compared), model_table(models, _measures(models), "problem")]
         parts += [f"{_heading(split, variants)} in %{about}.\n", _shares(variants), _truncated(variants)]
-        parts += [length_table(variants), tests]
+        parts += [_with_suffix(variants), spread_table(variants), length_table(variants), *tests]
     return "\n".join(part for part in parts if part)
 
 
 def code_summary(metrics: dict) -> str:
     """What is printed at the end: the shares of each split, and a line on each comparison that matters."""
     parts = [metrics["judging"] + ".\n"]
-    for split, variants, compared in by_group(metrics, "split"):
+    for split, variants, compared, models in by_group(metrics, "split"):
         few = too_few(variants[0]["problems"], "problems")
         shown = {key: key for key in pass_keys(variants)} | {key: STATIC_MEASURES[key] for key in ("exact", "syntax")}
         parts += [f"{_heading(split, variants)} in %.\n", summary_table(variants, shown, factor=100)]
+        parts += filter(None, [_suffix_line(variants)])
         if few:
             parts.append(few)
         else:
             trivial = [one for one in compared if one["variant"] == BASELINE and one["against"] != BASELINE]
-            measures = {label: partial(_difference_of, key) for key, label in _measures(compared).items()}
-            parts += comparison_lines(faster_samplers(compared) + trivial, measures)
+            parts += comparison_lines(faster_samplers(compared) + trivial, _measures(compared))
+            parts += model_lines(models, _measures(models))
         parts.append("")
     return "\n".join(parts)
 
@@ -78,6 +86,42 @@ def _shares(variants: list[dict]) -> str:
     return markdown_table([*header, "NFE", "tokens per NFE", "seconds a sample"], rows)
 
 
+def _with_suffix(variants: list[dict]) -> str:
+    """pass@1 of the problems whose suffix is not empty, to be compared with results of the paper's script."""
+    some = [one for one in variants if SUFFIX_PASS in one]
+    if not some:
+        return ""
+    count, total = some[0][SUFFIX_PASS]["n"], some[0]["problems"]
+    others = total - count
+    rows = [
+        [
+            one["model"],
+            one["variant"],
+            with_interval(one[SUFFIX_PASS], 1, 100),
+            f"{100 * one[SUFFIX_PASS]['mean'] * count / total:.1f}",
+        ]
+        for one in some
+    ]
+    return (
+        f"pass@1 of the {count} of {total} problems whose suffix is not empty. The paper's script loses the "
+        f"completions of the other {others}:\nthe last column counts them as failed.\n\n"
+        + markdown_table(["model", "variant", f"pass@1 of {count}", f"{others} failed"], rows)
+    )
+
+
+def _suffix_line(variants: list[dict]) -> str:
+    """The same pass@1 in a line; "" where there is none."""
+    rates = [
+        f"{100 * one[SUFFIX_PASS]['mean']:.1f} {name}"
+        for name, one in zip(row_names(variants), variants, strict=True)
+        if SUFFIX_PASS in one
+    ]
+    if not rates:
+        return ""
+    count = next(one[SUFFIX_PASS]["n"] for one in variants if SUFFIX_PASS in one)
+    return f"pass@1 of the {count} problems whose suffix is not empty: {', '.join(rates)}.\n"
+
+
 def _truncated(variants: list[dict]) -> str:
     cuts = [f"{one['cut']} of {one['variant']} ({one['model']})" for one in variants if one["cut"]]
     return f"Cut at their far ends, as the model takes no more tokens: {', '.join(cuts)}.\n" if cuts else ""
@@ -88,7 +132,7 @@ def _comparisons(compared: list[dict]) -> str:
     if not compared:
         return ""
     measures = _measures(compared)
-    tests = sorted({one[key]["test"] for one in compared for key in measures})
+    tests = sorted({one[key]["test"] for one in compared for key in MEASURES if key in one})
     names = {"McNemar": "McNemar's exact test", "t-test": "a t-test of means over samples"}
     about = (
         "Differences paired by problem, in points of %, with 95 % bootstrap intervals; p by "
@@ -98,26 +142,23 @@ def _comparisons(compared: list[dict]) -> str:
     for with_costs in (True, False):
         some = [one for one in compared if (one["against"] == BASELINE) == with_costs]
         rows = [
-            [*(one[key] for key in ("model", "variant", "against")), *(_difference_of(key, one) for key in measures)]
-            + with_costs * [f"{one['nfe']['difference']:+.1f}", f"{one['times_as_fast'] or math.nan:.2f}"]
+            [*(one[key] for key in ("model", "variant", "against")), *(text(one) for text in measures.values())]
+            + with_costs * cost_differences(one)
             for one in some
         ]
-        header = ["model", "variant", "against", *measures.values(), *with_costs * ["NFE", "times as fast"]]
+        header = ["model", "variant", "against", *measures, *with_costs * ["NFE", "times as fast"]]
         tables += [markdown_table(header, rows)] if rows else []
     return "\n".join(tables)
 
 
-def _measures(compared: list[dict]) -> dict[str, str]:
-    """Those of MEASURES that comparisons have: without pass@1 where programs were not run."""
-    return {key: label for key, label in MEASURES.items() if compared and key in compared[0]}
+def _measures(compared: list[dict]) -> dict[str, Callable[[dict], str]]:
+    """{label: text of the difference}, of those of MEASURES that comparisons have: without pass@1 where programs were
+    not run."""
+    return {label: partial(_difference, key) for key, label in MEASURES.items() if compared and key in compared[0]}
 
 
-def _difference_of(measure: str, comparison: dict) -> str:
-    """The difference in a measure, with its interval and p."""
-    test = comparison[measure]
-    ends = test["interval_95"]
-    interval = "" if ends is None else f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
-    return f"{100 * test['difference']:+.1f}{interval}, {p_text(test['p'])}"
+def _difference(measure: str, comparison: dict) -> str:
+    return share_difference(comparison[measure])
 
 
 CODE_STYLE = """

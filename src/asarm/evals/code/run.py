@@ -15,7 +15,7 @@ from typing import Any
 from asarm.evals.code.config import WANTED_K, CodeConfig
 from asarm.evals.code.data import Problem, official_file, problems_of_files
 from asarm.evals.code.examples import CodeExample
-from asarm.evals.code.metrics import static_measures, summarise
+from asarm.evals.code.metrics import from_problem, static_measures, summarise
 from asarm.evals.code.report import code_page, code_summary, code_table, plot_code
 from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.systems import code_systems
@@ -73,6 +73,7 @@ class CodeEvaluation(InfillEvaluation):
             about_tests = describe_isolation()
         verdicts = read_verdicts(self.output / "verdicts.jsonl")
         for line, (_, program) in zip(lines, programs, strict=True):
+            line |= from_problem(self.problems[line["split"]][line["index"]], line["completion"])
             if verdict := verdicts.get(sha256_of_text(program)):
                 line |= verdict._asdict()
         metrics = summarise(lines, WANTED_K) | {"judging": about_tests}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from asarm.evals.config import EvalConfig, Variant
+from asarm.evals.config import ModelsConfig, Variant
 from asarm.evals.language.likelihood import COLD
 from asarm.sampling.registry import NAMED_SAMPLERS
 from asarm.utils.config import check_at_least, check_choices, option
@@ -14,9 +14,13 @@ TASKS = ("lambada", "hellaswag")
 
 
 @dataclass
-class LanguageEvalConfig(EvalConfig):
+class LanguageEvalConfig(ModelsConfig):
     """Settings of the language evaluation."""
 
+    models: list[str] = option(
+        ["therealgabeguo/ASARM"],
+        "bundled models, folders or Hub repositories; name@revision for a branch, tag or commit",
+    )
     tasks: list[str] = option(list(TASKS), "of lambada and hellaswag")
     lambada: str = option(
         "",
@@ -33,11 +37,12 @@ class LanguageEvalConfig(EvalConfig):
         ["sequential", "assd-self", GREEDY],
         f"how LAMBADA's words are sampled: {', '.join(NAMED_SAMPLERS)}, {GREEDY} (at temperature 0)",
     )
+    trials: int = option(1, f"how often LAMBADA's words are sampled, with different seeds; {GREEDY} is the same in all")
     batch_size: int = option(16, "passages, or pairs of question and ending, in one evaluation of the network")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, max_items=0, batch_size=1)
+        check_at_least(self, max_items=0, batch_size=1, trials=1)
         check_choices("task", self.tasks, TASKS)
         check_choices("sampler", self.samplers, (*NAMED_SAMPLERS, GREEDY))
         if not self.tasks:
@@ -51,3 +56,7 @@ class LanguageEvalConfig(EvalConfig):
             config = self.sampler_config("sequential", temperature=COLD) if greedy else self.sampler_config(name)
             found.append(Variant(name, name, config))
         return found
+
+    def trials_of(self, variant: Variant) -> int:
+        """How often a variant is run: once, where nothing is drawn."""
+        return 1 if variant.name in (LIKELIHOOD, GREEDY) else self.trials

@@ -1,14 +1,15 @@
 """The language evaluation: the last words of LAMBADA's passages, and HellaSwag's four endings.
 
-LAMBADA: the last word is a gap after the rest of the passage. It is sampled, and compared with the reference word as a
-string; the gap is as long as the reference word's tokens, which the paper gives away, too. And the exact log-likelihood
-of the reference word is taken, in one function evaluation.
+LAMBADA: the last word is a gap after the rest of the passage. It is sampled, once a trial, and compared with the
+reference word as a string; the gap is as long as the reference word's tokens, which the paper gives away, too. And the
+exact log-likelihood of the reference word is taken, in one function evaluation.
 
 HellaSwag: the ending with the highest joint log-likelihood given the context is chosen, with and without dividing it
 by the ending's length in characters.
 
 Contexts, continuations and scores are those of the tasks `lambada_standard` and `hellaswag` of lm-evaluation-harness.
-Each line of `samples.jsonl` is one passage or question under one variant; tables are made from that file.
+Each line of `samples.jsonl` is one passage or question under one variant of one model, in one trial; tables are made
+from that file.
 """
 
 import logging
@@ -73,7 +74,7 @@ def likelihood_lambada(model: DecodingModel, items: list[Item], batch_size: int)
 def sample_lambada(model: DecodingModel, codec: TextCodec, unit: Unit[Item], seed: int) -> list[dict]:
     """Each last word sampled, given how many tokens the reference has."""
     batch = pair_batch([item.pairs[0] for item in unit.items], model.device)
-    seeds = [sampling_seed(seed, item.number) for item in unit.items]
+    seeds = [sampling_seed(seed, item.number, unit.key["trial"]) for item in unit.items]
     result = sample(model, *batch.masked(codec.mask_token_id), unit.variant.config, seeds)
     lines = []
     for row, item in enumerate(unit.items):
@@ -122,8 +123,25 @@ def best_option(scores: list[float]) -> int:
     return int(np.argmax(scores))
 
 
+class LanguageSystem:
+    """A model, and the items of each task in its tokens."""
+
+    def __init__(self, name: str, config: LanguageEvalConfig, questions: dict[str, list[Question]]):
+        """name: of the model, or name@revision. questions: by task."""
+        loaded, self.codec = config.load_model(name)
+        longest = loaded.config.n_positions
+        self.name = name
+        self.items = {
+            task: items_of(some, self.codec, longest, task, config.max_items) for task, some in questions.items()
+        }
+        every = [pair for some in self.items.values() for item in some for pair in item.pairs]
+        self.weights_digest = sha256_of_tensors(loaded.state_dict().values())
+        self.items_digest = sha256_of_tensors(pair_batch(every, loaded.device))
+        self.model = compiled_for_decoding(loaded, config.loading.compile)
+
+
 class LanguageEvaluation(Evaluation[Item]):
-    """Items are passages and questions, by task."""
+    """Items are passages and questions, by task. All models are held in memory together."""
 
     word = "item"
 
@@ -131,45 +149,43 @@ class LanguageEvaluation(Evaluation[Item]):
         super().__init__(config)
         self.config = config
         questions = {task: read_questions(task, getattr(config, task)) for task in dict.fromkeys(config.tasks)}
-        model, self.codec = config.loading.load()
-        longest = model.config.n_positions
-        self.items = {
-            task: items_of(some, self.codec, longest, task, config.max_items) for task, some in questions.items()
-        }
-        every = [pair for some in self.items.values() for item in some for pair in item.pairs]
-        self.digests = {
-            "weights_sha256": sha256_of_tensors(model.state_dict().values()),
-            "items_sha256": sha256_of_tensors(pair_batch(every, model.device)),
-        }
-        self.model = compiled_for_decoding(model, config.loading.compile)
+        self.systems = [LanguageSystem(name, config, questions) for name in config.model_names()]
 
     def settings(self) -> dict[str, Any]:
-        return run_settings(self.config) | self.digests
+        digests = {
+            "weights_sha256": {system.name: system.weights_digest for system in self.systems},
+            "items_sha256": {system.name: system.items_digest for system in self.systems},
+        }
+        return run_settings(self.config) | digests
 
     def units(self) -> list[Unit[Item]]:
-        """All work, in batches of items whose contexts are of like length."""
+        return [unit for system in self.systems for unit in self.units_of(system)]
+
+    def units_of(self, system: LanguageSystem) -> list[Unit[Item]]:
+        """All work of one model, in batches of items whose contexts are of like length."""
         units = []
-        for task, items in self.items.items():
+        for task, items in system.items.items():
             ordered = sorted(items, key=lambda item: len(item.pairs[0].context), reverse=True)
             for variant in self.config.variants(task):
-                for batch, some in enumerate(batches(ordered, self.config.batch_size)):
-                    key = {"task": task, "variant": variant.name, "batch": batch}
-                    units.append(Unit(key, variant, some, f"{task} {variant.name}"))
+                for trial in range(self.config.trials_of(variant)):
+                    for batch, some in enumerate(batches(ordered, self.config.batch_size)):
+                        key: dict[str, Any] = {"model": system.name, "task": task, "variant": variant.name}
+                        key |= {"trial": trial, "batch": batch}
+                        units.append(Unit(key, variant, some, f"{task} {variant.name}", system))
         return units
 
     def describe(self, todo: int, total: int) -> str:
-        return (
-            f"{', '.join(f'{len(some)} of {task}' for task, some in self.items.items())}; {todo} of {total} lines to do"
-        )
+        counts = ", ".join(f"{len(some)} of {task}" for task, some in self.systems[0].items.items())
+        return f"{counts}; {todo} of {total} lines to do"
 
     def run(self, unit: Unit[Item]) -> list[dict]:
-        items = list(unit.items)
+        items, system = list(unit.items), unit.system
         if unit.variant.name != LIKELIHOOD:
-            lines = sample_lambada(self.model, self.codec, unit, self.config.seed)
+            lines = sample_lambada(system.model, system.codec, unit, self.config.seed)
         elif unit.key["task"] == "lambada":
-            lines = likelihood_lambada(self.model, items, self.config.batch_size)
+            lines = likelihood_lambada(system.model, items, self.config.batch_size)
         else:
-            lines = likelihood_hellaswag(self.model, items, self.config.batch_size)
+            lines = likelihood_hellaswag(system.model, items, self.config.batch_size)
         # cut: tokens of the context that the model could not take
         cuts = [max(pair.cut for pair in item.pairs) for item in items]
         abouts = [unit.key | {"index": item.number, "cut": cut} for item, cut in zip(items, cuts, strict=True)]

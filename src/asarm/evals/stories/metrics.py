@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 
+from asarm.evals.infilling.metrics import spread, words_in
 from asarm.evals.stats import (
     BASELINE,
     Group,
@@ -15,9 +16,12 @@ from asarm.evals.stats import (
     grouped,
     item_means,
     paired_means,
+    pairs_of_models,
 )
 
-MEASURES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+SCORES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
+AVERAGED = ("rouge1", "rouge2", "rougeL")
+MEASURES = SCORES | {"rougeAvg": "average"}
 
 
 @cache
@@ -25,12 +29,20 @@ def _scorer():
     from rouge_score.rouge_scorer import RougeScorer  # slow to import
     from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(list(MEASURES), tokenizer=DefaultTokenizer(use_stemmer=False))
+    return RougeScorer(list(SCORES), tokenizer=DefaultTokenizer(use_stemmer=False))
 
 
 def rouge(gold: str, text: str) -> dict[str, float]:
-    """F1 x 100 of words, of pairs of words, and of the longest common subsequence; lower case, without stemming."""
-    return {name: 100 * score.fmeasure for name, score in _scorer().score(gold, text).items()}
+    """F1 x 100 of words, of pairs of words, and of the longest common subsequence of the whole and line by line
+    (rougeLsum); rougeAvg is the mean of the first three. In lower case, without stemming."""
+    found = {name: 100 * score.fmeasure for name, score in _scorer().score(gold, text).items()}
+    return found | {"rougeAvg": sum(found[name] for name in AVERAGED) / len(AVERAGED)}
+
+
+def with_measures(line: dict) -> dict:
+    """A line of a run with all that tables need: numbers of words, and scores that older runs did not write."""
+    scores = {} if MEASURES.keys() <= line.keys() else rouge(line["gold"], line["text"])
+    return line | scores | {"words": words_in(line["text"]), "gold_words": words_in(line["gold"])}
 
 
 MARGIN = 0.5  # points of ROUGE that count as no difference
@@ -59,11 +71,12 @@ def summarise_variant(group: Group) -> dict:
         "trials": len({line["trial"] for line in lines}),
         **{key: measure(group, key) for key in MEASURES},
         **costs(group),
+        "spread": spread(lines),
     }
 
 
 def compare(group: Group, other: Group) -> dict:
-    """One variant against another of the same model and task, paired by story (means over trials)."""
+    """One variant, or model, against another in the same task, paired by story (means over trials)."""
     measures = {key: equality(*paired_means(group, other, key), MARGIN) for key in MEASURES}
     return measures | compare_costs(group, other)
 
@@ -92,6 +105,10 @@ def comparisons(groups: dict[tuple[str, str, str], Group]) -> list[dict]:
 
 
 def summarise(lines: list[dict]) -> dict:
-    """All variants, and all comparisons."""
+    """All variants, and all comparisons. lines: of `with_measures`."""
     groups = grouped(lines, ("task", "model", "variant"))
-    return {"variants": [summarise_variant(group) for group in groups.values()], "comparisons": comparisons(groups)}
+    return {
+        "variants": [summarise_variant(group) for group in groups.values()],
+        "comparisons": comparisons(groups),
+        "model_comparisons": [names | compare(*pair) for names, pair in pairs_of_models(groups)],
+    }

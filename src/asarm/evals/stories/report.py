@@ -9,46 +9,52 @@ from asarm.evals.infilling.report import (
     by_group,
     comparison_lines,
     cost_cells,
+    cost_differences,
     faster_samplers,
     length_table,
+    model_lines,
+    model_table,
+    spread_table,
     summary_table,
 )
 from asarm.evals.plots import plot_intervals
 from asarm.evals.stats import BASELINE
-from asarm.evals.stories.metrics import MARGIN, MEASURES
+from asarm.evals.stories.metrics import AVERAGED, MARGIN, MEASURES
 from asarm.evals.tables import markdown_table, stated, too_few, with_interval
 
 WHAT_IS_MASKED = {"1/5": "the third of five sentences", "3/5": "the second, third and fourth of five sentences"}
+# What is compared in tables, {label: text of the difference}, and what is printed and plotted: the others of MEASURES
+# are means of these, or the same for texts of one line.
+COMPARED = {MEASURES[key]: lambda one, key=key: stated(one[key], 2) for key in ("rouge1", "rougeL")}
+PRINTED = {key: MEASURES[key] for key in AVERAGED}
 
 
 def story_table(metrics: dict) -> str:
     """The metrics as Markdown: scores and costs, length errors and comparisons of each task."""
     parts = []
-    for task, variants, compared in by_group(metrics, "task"):
+    for task, variants, compared, models in by_group(metrics, "task"):
         few = too_few(variants[0]["stories"], "stories")
         about = "" if few else ", mean and 95 % bootstrap interval over stories"
-        tests = f"{few}\n" if few else _comparisons(compared)
-        parts += [f"{_heading(task, variants[0])}{about}.\n", _scores(variants), length_table(variants), tests]
+        tests = [f"{few}\n"] if few else [_comparisons(compared), model_table(models, COMPARED, "story")]
+        parts += [f"{_heading(task, variants[0])}{about}.\n", _scores(variants), spread_table(variants)]
+        parts += [length_table(variants), *tests]
     return "\n".join(part for part in parts if part)
 
 
 def story_summary(metrics: dict) -> str:
     """What is printed at the end: the scores of each task, and a line on each comparison that matters."""
     parts = []
-    for task, variants, compared in by_group(metrics, "task"):
+    for task, variants, compared, models in by_group(metrics, "task"):
         few = too_few(variants[0]["stories"], "stories")
-        parts += [f"{_heading(task, variants[0])}.\n", summary_table(variants, MEASURES)]
+        parts += [f"{_heading(task, variants[0])}.\n", summary_table(variants, PRINTED)]
         if few:
             parts.append(few)
         else:
             searched = [one for one in compared if " search" in one["variant"] and one["against"] != BASELINE]
-            parts += comparison_lines(faster_samplers(compared) + searched, {"ROUGE-L": _rouge_l})
+            rouge_l = {"ROUGE-L": COMPARED["ROUGE-L"]}
+            parts += comparison_lines(faster_samplers(compared) + searched, rouge_l) + model_lines(models, rouge_l)
         parts.append("")
     return "\n".join(parts)
-
-
-def _rouge_l(compared: dict) -> str:
-    return stated(compared["rougeL"], 2)
 
 
 def _heading(task: str, variant: dict) -> str:
@@ -78,16 +84,15 @@ def _comparisons(compared: list[dict]) -> str:
             one["model"],
             one["variant"],
             one["against"],
-            *(stated(one[key], 2) for key in ("rouge1", "rougeL")),
-            f"{one['nfe']['difference']:+.1f}",
-            f"{one['times_as_fast']:.2f}" if one["times_as_fast"] else "-",
+            *(text(one) for text in COMPARED.values()),
+            *cost_differences(one),
         ]
         for one in compared
     ]
     return (
         "Differences paired by story: 95 % intervals, and whether the two are the same up to "
         f"{MARGIN} points (two one-sided t-tests at 0.05).\n\n"
-        + markdown_table(["model", "variant", "against", "ROUGE-1", "ROUGE-L", "NFE", "times as fast"], rows)
+        + markdown_table(["model", "variant", "against", *COMPARED, "NFE", "times as fast"], rows)
     )
 
 
@@ -133,5 +138,5 @@ def plot_stories(folder: str | Path) -> Path:
     """Mean ROUGE and its interval by task, variant and model, from metrics.json: `rouge.png`."""
     folder = Path(folder)
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["variants"]
-    labels = {key: f"{label}, F1 x 100" for key, label in MEASURES.items()}
+    labels = {key: f"{label}, F1 x 100" for key, label in PRINTED.items()}
     return plot_intervals(folder / "rouge.png", found, "task", labels)

@@ -12,7 +12,7 @@ from asarm.evals.infilling.run import InfillEvaluation
 from asarm.evals.resumable import Unit
 from asarm.evals.stories.config import StoriesConfig
 from asarm.evals.stories.data import StoryExample, read_stories
-from asarm.evals.stories.metrics import rouge, summarise
+from asarm.evals.stories.metrics import rouge, summarise, with_measures
 from asarm.evals.stories.report import plot_stories, story_page, story_summary, story_table
 from asarm.evals.stories.systems import story_systems
 from asarm.utils.files import sha256_of_file
@@ -47,7 +47,7 @@ class StoriesEvaluation(InfillEvaluation):
 
     def report(self) -> dict:
         """Write metrics.json, table.md, rouge.png and stories.html. Returns the metrics."""
-        lines = self.lines()
+        lines = [with_measures(line) for line in self.lines()]
         metrics = summarise(lines)
         page = story_page(lines)
         metrics = self.write_results(metrics, table_md=story_table(metrics), stories_html=page)
