@@ -1,5 +1,8 @@
 """What evaluations load from the Hub: datasets, and left-to-right language models."""
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +17,15 @@ def hub_rows(source: tuple[str, ...], instead: str) -> list[dict]:
 
     Raises InputError, naming the option to use instead, when it cannot be had.
     """
+    return list(_read_rows(source, instead, streaming=False))
+
+
+def hub_stream(source: tuple[str, ...], instead: str) -> Iterator[dict]:
+    """The rows of a dataset on the Hub, downloaded as they are read. See `hub_rows`."""
+    return _read_rows(source, instead, streaming=True)
+
+
+def _read_rows(source: tuple[str, ...], instead: str, streaming: bool) -> Iterator[dict]:
     from datasets import load_dataset  # slow to import
     from datasets.exceptions import DatasetsError
 
@@ -23,7 +35,8 @@ def hub_rows(source: tuple[str, ...], instead: str) -> list[dict]:
         return f"cannot load {name} from the Hub ({reason}): give a local file with {instead}"
 
     with as_input_error(message, OSError, ValueError, DatasetsError):
-        return list(load_dataset(name, *configuration, split=split))
+        rows: Iterable[Any] = load_dataset(name, *configuration, split=split, streaming=streaming)
+        yield from rows
 
 
 def load_causal(name: str, role: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
