@@ -120,8 +120,13 @@ def run(
     """
     quiet_libraries()
     if protocol:
-        models = {"models": config.model_names()} if isinstance(config, ModelsConfig) else {}
-        print(protocol.describe(flat(config) | models), flush=True)
+        print(protocol.describe(flat(config) | {"models": _models(config)}), flush=True)
     running = evaluation(config)
     print(running.summary(running.complete()))
     print(f"{results}: {running.output}")
+
+
+def _models(config: EvalConfig) -> list[str]:
+    if isinstance(config, ModelsConfig):
+        return config.model_names()
+    return ["@".join(filter(None, (config.loading.model, config.loading.revision)))]

@@ -36,7 +36,7 @@ def prefixes(groups: Sequence[tuple[str, int]]) -> dict[tuple[str, int], str]:
     """What comes before the names of variants of each (model, length): nothing, if a run has only one of them."""
     models, lengths = ({group[part] for group in groups} for part in (0, 1))
     return {
-        (model, length): (f"{model} " if len(models) > 1 else "") + (f"{length} " if len(lengths) > 1 else "")
+        (model, length): (f"{model} " if len(models) > 1 else "") + (f"N={length} " if len(lengths) > 1 else "")
         for model, length in groups
     }
 

@@ -57,7 +57,7 @@ def _sweep(path: Path, swept: str, curves: dict[str, list[dict]], sequential: li
     """Means with their standard errors: a panel for each measure, a curve for each sampler, length and model. Dashed:
     sequential decoding of all texts."""
     figure, grid = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
-    for axes, (key, label) in zip(grid.flat, CURVES.items(), strict=True):
+    for axes, (key, measure) in zip(grid.flat, CURVES.items(), strict=True):
         for number, (name, points) in enumerate(curves.items()):
             shown = [point for point in points if point[key] is not None]
             axes.errorbar(
@@ -66,9 +66,10 @@ def _sweep(path: Path, swept: str, curves: dict[str, list[dict]], sequential: li
                 [point[key]["se"] or 0.0 for point in shown],
                 marker=MARKERS[number % len(MARKERS)], markersize=4, capsize=3, color=f"C{number % 10}", label=name,
             )  # fmt: skip
-        for one in sequential:
-            axes.axhline(one[key]["mean"], color="grey", linestyle="--", linewidth=1)
-        axes.set(xlabel=X_LABELS[swept], ylabel=label)
+        for number, one in enumerate(sequential):
+            label = "_" if number else BASELINE  # one entry of the legend for all
+            axes.axhline(one[key]["mean"], color="grey", linestyle="--", linewidth=1, label=label)
+        axes.set(xlabel=X_LABELS[swept], ylabel=measure)
         if swept == "tolerance":
             axes.set_xscale("symlog", linthresh=1e-4)
         else:

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from asarm.evals.config import PER_VARIANT, EvalConfig, Variant
-from asarm.models.config import LoadingOptions
+from asarm.evals.config import PER_VARIANT, ModelsConfig, Variant
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.registry import NAMED_SAMPLERS
 from asarm.utils.config import check_at_least, check_choices, nested, option
@@ -17,20 +16,13 @@ ORACLE, SEARCH, MEDIAN, FIXED = "oracle", "search", "median", "fixed:"
 
 
 @dataclass
-class InfillEvalConfig(EvalConfig):
-    """Which gaps are filled, and by what. Subclasses name their baselines and the default of `samplers`.
-
-    loading: how all models are loaded; `loading.model` is one model instead of `models`.
-    """
+class InfillEvalConfig(ModelsConfig):
+    """Which gaps are filled, and by what. Subclasses name their baselines and the default of `samplers`."""
 
     baselines: ClassVar[tuple[str, ...]] = ()  # those that need no model
 
-    loading: LoadingOptions = nested(LoadingOptions, model="")
     # `parallel_steps` says for each variant what `steps` would say for all.
     sampling: SamplerConfig = nested(SamplerConfig, hidden=(*PER_VARIANT, "steps"))
-    models: list[str] = option(
-        [], "bundled models, folders or Hub repositories; name@revision for a branch, tag or commit"
-    )
     max_items: int = option(0, "how many texts, from the file's first on; 0 is all")
     samplers: list[str] = option(list(NAMED_SAMPLERS), "variants")
     parallel_steps: list[int] = option([1, 4, 16], "numbers of steps of the parallel sampler")
@@ -49,17 +41,7 @@ class InfillEvalConfig(EvalConfig):
         check_at_least(self, max_items=0, batch_size=1, proposals=1)
         check_choices("sampler", self.samplers, [*NAMED_SAMPLERS, PREFIX_ONLY, *self.baselines])
         check_choices("length_sampler", [self.length_sampler], ["", *NAMED_SAMPLERS])
-        if self.loading.revision and not self.loading.model:
-            raise InputError("revision belongs to --model: write name@revision in --models")
-        if not self.model_names():
-            raise InputError("no model given")
         self.variants()
-
-    def model_names(self) -> list[str]:
-        """The models, each as name or name@revision."""
-        model, revision = self.loading.model, self.loading.revision
-        one = f"{model}@{revision}" if revision else model
-        return list(dict.fromkeys([one] if one else self.models))
 
     def variants(self) -> list[Variant]:
         """All samplers with the reference's length, then one sampler with each other choice of length, then

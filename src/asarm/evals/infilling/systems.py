@@ -7,7 +7,6 @@ batch.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,8 +88,7 @@ class AnySubsetSystem:
 
     def __init__(self, name: str, config: InfillEvalConfig, make_examples: MakeExamples):
         """name: of the model, or name@revision."""
-        model, _, revision = name.partition("@") if not Path(name).exists() else (name, "", "")
-        loaded, self.codec = config.loading.load(model, revision or None)
+        loaded, self.codec = config.load_model(name)
         self.name, self.config = name, config
         self.weights = sha256_of_tensors(loaded.state_dict().values())
         self.model = compiled_for_decoding(loaded, config.loading.compile)
