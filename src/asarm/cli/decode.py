@@ -12,13 +12,13 @@ many tolerances, as the paper's ablations do.
 from typing import Any
 
 from asarm.cli.presets import BUNDLED_SETS, Protocol, follows_paper, parse_with_preset, run
-from asarm.evals.decoding.config import ROWS, WHOLE, DecodingEvalConfig
+from asarm.evals.decoding.config import ROWS, WHOLE, WIKITEXT, DecodingEvalConfig
 from asarm.evals.decoding.run import DecodingEvaluation
 
 # _run_speculative_decoding.sh of the paper's repository.
 PAPER: dict[str, Any] = {
     "models": ["therealgabeguo/ASARM@nlp", "xlnet/xlnet-base-cased"],
-    "text": "",  # WikiText's test part
+    "text": WIKITEXT,
     "packing": ROWS,
     "shuffle": False,
     "left_to_right": False,
@@ -29,6 +29,7 @@ PAPER: dict[str, Any] = {
     "coupling": "residual",
     "k": 5,
     "temperature": 1.0,
+    "draft_temperature": None,
     "tolerance": 0.0,
     "dtype": "float32",
     "batch_size": 1,

@@ -45,8 +45,10 @@ class Protocol:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return " ".join(map(_shown, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+        return ", ".join(map(_shown, value)) or "none"
+    if value in ("", None):
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def follows_paper(arguments: list[str]) -> bool:

@@ -8,7 +8,7 @@ from asarm.sampling.registry import NAMED_SAMPLERS
 from asarm.utils.config import check, check_at_least, check_choices, option
 from asarm.utils.errors import InputError
 
-OPENWEBTEXT = "openwebtext"
+WIKITEXT, OPENWEBTEXT = "wikitext", "openwebtext"
 JOINED, ROWS = "joined", "rows"
 SCORED, WHOLE = "scored", "whole"
 BATCH_1 = "-batch-1"  # at the end of the names of variants that decode one text at a time
@@ -23,7 +23,8 @@ class DecodingEvalConfig(ModelsConfig):
         "bundled models, folders or Hub repositories; name@revision for a branch, tag or commit",
     )
     text: str = option(
-        "", f"UTF-8 text file to decode; {OPENWEBTEXT}: its first documents; without it, WikiText's test part (Hub)"
+        WIKITEXT,
+        f"UTF-8 text file to decode, or from the Hub {WIKITEXT} (its test part) or {OPENWEBTEXT} (its first documents)",
     )
     packing: str = option(
         JOINED,

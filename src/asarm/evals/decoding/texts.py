@@ -10,14 +10,14 @@ import torch
 
 from asarm.data.packed import blocks
 from asarm.data.readers import read_text
-from asarm.evals.decoding.config import OPENWEBTEXT, ROWS, DecodingEvalConfig
+from asarm.evals.decoding.config import OPENWEBTEXT, ROWS, WIKITEXT, DecodingEvalConfig
 from asarm.evals.hub import hub_rows, hub_stream
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
-WIKITEXT = ("Salesforce/wikitext", "wikitext-103-raw-v1", "test")  # wikitext-2 has the same test articles
+WIKITEXT_SOURCE = ("Salesforce/wikitext", "wikitext-103-raw-v1", "test")  # wikitext-2 has the same test articles
 OPENWEBTEXT_SOURCE = ("Skylion007/openwebtext", "train")
 
 
@@ -30,14 +30,17 @@ class Sequences:
 
 
 def load_documents(text: str, packing: str) -> Iterable[str]:
-    """The documents of a local file, of OpenWebText, or (text="") of WikiText's test part.
+    """The documents of a local file, of WikiText's test part (also text=""), or of OpenWebText.
 
     With packing "rows" each line is a document, with "joined" all of the text is one. OpenWebText has documents of its
     own, which are downloaded as they are read. Raises InputError when they cannot be had.
     """
     if text == OPENWEBTEXT:
         return _OpenWebText()
-    rows = read_text(text).splitlines(keepends=True) if text else [row["text"] for row in hub_rows(WIKITEXT, "--text")]
+    if text in ("", WIKITEXT):
+        rows = [row["text"] for row in hub_rows(WIKITEXT_SOURCE, "--text")]
+    else:
+        rows = read_text(text).splitlines(keepends=True)
     return rows if packing == ROWS else ["".join(rows)]
 
 
