@@ -71,7 +71,8 @@ def _sweep(path: Path, swept: str, curves: dict[str, list[dict]], sequential: li
             axes.axhline(one[key]["mean"], color="grey", linestyle="--", linewidth=1, label=label)
         axes.set(xlabel=X_LABELS[swept], ylabel=measure)
         if swept == "tolerance":
-            axes.set_xscale("symlog", linthresh=1e-4)
+            axes.set_xscale("symlog", linthresh=1e-4, linscale=0.5)
+            axes.set_xlim(-5e-5, 1.5 * max(point[swept] for points in curves.values() for point in points))
         else:
             axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)

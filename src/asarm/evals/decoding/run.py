@@ -113,13 +113,14 @@ class DecodingEvaluation(Evaluation[int]):
 
     def run(self, unit: Unit[int]) -> list[dict]:
         """Decode and score one batch under one variant: a line for each of its sequences."""
-        codec, variant, sequences = unit.system.codec, unit.variant, unit.system.sequences[unit.key["length"]]
-        batch = sequences.batch.select(list(unit.items)).to(unit.system.model.device)
+        system: Decoder = unit.system
+        codec, variant, sequences = system.codec, unit.variant, system.sequences[unit.key["length"]]
+        batch = sequences.batch.select(list(unit.items)).to(system.model.device)
         index = [sequences.index[row] for row in unit.items]
         seeds = [sampling_seed(self.config.seed, block) for block in index]
-        result = sample(unit.system.model, *batch.masked(codec.mask_token_id), variant.config, seeds)
+        result = sample(system.model, *batch.masked(codec.mask_token_id), variant.config, seeds)
         decoded = [codec.decode(row) for row in result.tokens.tolist()]
-        scores = unit.system.scorer(decoded, result.tokens)
+        scores = system.scorer(decoded, result.tokens)
         return [
             {
                 "index": index[row],
