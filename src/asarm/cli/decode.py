@@ -14,6 +14,7 @@ from typing import Any
 from asarm.cli.presets import BUNDLED_SETS, Protocol, follows_paper, parse_with_preset, run
 from asarm.evals.decoding.config import ROWS, WHOLE, WIKITEXT, DecodingEvalConfig
 from asarm.evals.decoding.run import DecodingEvaluation
+from asarm.utils.config import check_choices
 
 # _run_speculative_decoding.sh of the paper's repository.
 PAPER: dict[str, Any] = {
@@ -95,8 +96,14 @@ NOTES = (
 
 
 def split_ablation(arguments: list[str]) -> tuple[str, list[str]]:
-    """The ablation that the first argument names ("" for none), and the other arguments."""
-    return (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in ABLATIONS else ("", arguments)
+    """The ablation that the first argument names ("" for none), and the other arguments.
+
+    Raises InputError for an unknown ablation.
+    """
+    if not arguments or not arguments[0].startswith("ablate-"):
+        return "", arguments
+    check_choices("ablation", arguments[:1], ABLATIONS)
+    return arguments[0], arguments[1:]
 
 
 def parse_arguments(arguments: list[str]) -> DecodingEvalConfig:

@@ -17,7 +17,7 @@ from asarm.models.load import load
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
-from support.results import lines_of, without_times
+from support.results import interrupted_copy, lines_of, without_times
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
 
@@ -111,7 +111,7 @@ def test_all_are_decoded_and_compared(finished):
     for point in tolerances:
         assert all(math.isfinite(point[key]["mean"]) for key in ("seconds", "perplexity", "entropy", "nfe"))
     table = (finished / "table.md").read_text()
-    assert "| variant | texts | NFE | tokens per NFE | seconds a text, batch 2 | batch 1 |" in table
+    assert "| variant | texts | NFE | tokens per NFE | seconds a text, batch 2 | seconds, batch 1 |" in table
     assert "By tolerance, on 3 of the texts." in table
     for name in ("k_sweep", "tolerance_sweep"):
         assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -129,6 +129,13 @@ def test_one_text_at_a_time_gives_the_same_texts_and_other_seconds(finished):
     assert one["seconds_batch_1"]["mean"] == pytest.approx(
         np.mean([line["seconds"] for key, line in alone.items() if key[:2] == (16, "assd-self-batch-1")])
     )
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_path, kept):
+    interrupted_copy(finished, tmp_path / "run", kept)
+    evaluate(from_options(DecodingEvalConfig, output_dir=str(tmp_path / "run"), **settings))
+    assert without_times(lines_of(tmp_path / "run")) == without_times(lines_of(finished))
 
 
 def test_at_batch_size_1_nothing_is_timed_twice(settings):
@@ -189,6 +196,11 @@ def test_a_tokenizer_without_bos_token(tiny_folder, small_gpt2, tmp_path):
 
 
 # --- the command line
+
+
+def test_unknown_ablation():
+    with pytest.raises(InputError, match="unknown ablation 'ablate-t': choose from ablate-k, ablate-tolerance"):
+        parse_arguments(["ablate-t", "tiny"])
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
