@@ -29,9 +29,9 @@ repo=$(cd "$repo" && pwd)
 # shellcheck source=src/scripts/environment.sh
 . "$repo/src/scripts/environment.sh"
 
-ablation=()
+ablation=
 case "${1-}" in
-    ablate-*) ablation=("$1") && shift ;;
+    ablate-*) ablation=$1 && shift ;;
 esac
 preset=paper
 case "${1-}" in
@@ -40,5 +40,5 @@ case "${1-}" in
 esac
 # shellcheck disable=SC2119 # no extras
 use_environment
-name=decode-${ablation[0]+${ablation[0]}-}$preset
-exec "$python" -m asarm decode ${ablation[0]+"${ablation[0]}"} "$preset" --output_dir "$repo/results/$name" "$@"
+name=decode-${ablation:+$ablation-}$preset
+exec "$python" -m asarm decode ${ablation:+"$ablation"} "$preset" --output_dir "$repo/results/$name" "$@"
