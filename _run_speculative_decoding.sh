@@ -7,11 +7,14 @@
 # Decode real text speculatively and sequentially, and compare cost and text:
 #
 #     bash _run_speculative_decoding.sh [tiny|paper] [options]
+#     bash _run_speculative_decoding.sh ablate-k [tiny|paper] [options]          # many k, texts of several lengths
+#     bash _run_speculative_decoding.sh ablate-tolerance [tiny|paper] [options]  # many tolerances
 #
-# tiny: bundled model and sample text, CPU, offline. paper (the default): released weights and WikiText from the Hub.
-# `... tiny --help` lists the options. Results go to results/decode-PRESET in this repository; a run that was
-# interrupted goes on. On Slurm give partition, account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper
-# Faster than paper, and as exact: paper --samplers sequential fused.
+# tiny: bundled model and sample text, CPU, offline. paper (the default): released weights beside stock XLNet, and
+# WikiText, from the Hub; what it follows of the paper's protocol is printed first and explained in docs/protocol.md.
+# `... tiny --help` lists the options. Results go to results/decode-PRESET (results/decode-ablate-k-PRESET, ...) in this
+# repository; a run that was interrupted goes on. On Slurm give partition, account and GPU to sbatch:
+# sbatch --gres=gpu:1 _run_... paper. Faster than paper, and as exact: paper --samplers sequential fused.
 set -euo pipefail
 
 # Slurm runs a copy of this script from its spool folder: the repository is then that of the script that sbatch was
@@ -26,6 +29,10 @@ repo=$(cd "$repo" && pwd)
 # shellcheck source=src/scripts/environment.sh
 . "$repo/src/scripts/environment.sh"
 
+ablation=
+case "${1-}" in
+    ablate-*) ablation=$1 && shift ;;
+esac
 preset=paper
 case "${1-}" in
     "" | -*) ;;
@@ -33,4 +40,5 @@ case "${1-}" in
 esac
 # shellcheck disable=SC2119 # no extras
 use_environment
-exec "$python" -m asarm decode "$preset" --output_dir "$repo/results/decode-$preset" "$@"
+name=decode-${ablation:+$ablation-}$preset
+exec "$python" -m asarm decode ${ablation:+"$ablation"} "$preset" --output_dir "$repo/results/$name" "$@"

@@ -11,7 +11,7 @@ from support.paths import REPO
 
 WRAPPERS = {
     "_run_training.sh": [["tiny"], ["paper-nlp"], []],
-    "_run_speculative_decoding.sh": [["tiny"], []],
+    "_run_speculative_decoding.sh": [["tiny"], [], ["ablate-k", "tiny"]],
     "_run_nlp_infill_eval.sh": [["tiny"], ["language", "tiny"]],
     "_run_code_infill_eval.sh": [["tiny"], ["judge"]],
 }

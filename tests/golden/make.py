@@ -36,8 +36,9 @@ RELATIVE, ABSOLUTE = 1e-4, 1e-5  # tolerances of floats
 LONG = 120  # characters from which a text is shortened
 # What depends on the clock, the machine, versions or the names of classes.
 VARYING = {
-    "seconds", "seconds_now", "tokens_per_second", "eta_seconds", "mfu", "times_as_fast", "speedup", "provenance",
-    "hardware", "device", "git", "python", "torch", "transformers", "transformers_version", "judging", "architectures",
+    "seconds", "seconds_batch_1", "seconds_now", "tokens_per_second", "eta_seconds", "mfu", "times_as_fast", "speedup",
+    "provenance", "hardware", "device", "git", "python", "torch", "transformers", "transformers_version", "judging",
+    "architectures",
 }  # fmt: skip
 VARIES = "(varies)"
 

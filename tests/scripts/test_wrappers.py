@@ -41,6 +41,11 @@ def test_exit_code_and_line_of_bad_input(repo, tmp_path):
         ([], "decode paper --output_dir {repo}/results/decode-paper"),
         (["--k", "7"], "decode paper --output_dir {repo}/results/decode-paper --k 7"),
         (["tiny", "--k", "7"], "decode tiny --output_dir {repo}/results/decode-tiny --k 7"),
+        (["ablate-k"], "decode ablate-k paper --output_dir {repo}/results/decode-ablate-k-paper"),
+        (
+            ["ablate-tolerance", "tiny", "--k", "7"],
+            "decode ablate-tolerance tiny --output_dir {repo}/results/decode-ablate-tolerance-tiny --k 7",
+        ),
     ],
 )
 def test_arguments_are_passed_on(repo, bare, tmp_path, given, passed):

@@ -13,7 +13,7 @@ format, whatever model wrote them.
 from pathlib import Path
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
+from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, Protocol, follows_paper, parse_with_preset, run
 from asarm.evals.code.baselines import BASELINES
 from asarm.evals.code.completions import CompletionsConfig, evaluate_completions
 from asarm.evals.code.config import CodeConfig
@@ -30,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "splits": ["single-line"],
         "samplers": ["sequential", "assd-self", *BASELINES],
         "k": 10,
+        "dtype": "float32",
     },
     "tiny": {
         "model": "tiny-code",
@@ -44,6 +45,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "device": "cpu",
     },
 }
+PROTOCOL = Protocol(
+    {
+        "models": ["therealgabeguo/ASARM@code"],
+        "splits": ["single-line"],
+        "max_items": 0,
+        "samples_per_task": 1,
+        "samplers": ["assd-self"],
+        "coupling": "residual",
+        "k": 10,
+        "temperature": 1.0,
+        "tolerance": 0.0,
+        "gap_length": ["oracle"],
+        "causal": "",
+        "dtype": "float32",
+        "batch_size": 1,
+    },
+    (
+        "all problems are completed: the paper's code leaves the 156 without a suffix empty, as its slice ends at -0",
+        "keys and values are cached: seconds are not those of the paper's code",
+    ),
+)
 PERMISSION = "--allow_code_execution"
 
 
@@ -74,4 +96,5 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["judge"]:
         print(evaluate_completions(*parse_completions(arguments[1:])))
     else:
-        run(parse_arguments(arguments), CodeEvaluation, "completions, metrics, a plot and samples.html")
+        protocol = PROTOCOL if follows_paper(arguments) else None
+        run(parse_arguments(arguments), CodeEvaluation, "completions, metrics, a plot and samples.html", protocol)

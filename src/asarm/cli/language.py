@@ -7,12 +7,12 @@ Hub. `tiny`: the bundled model and a few passages and questions of this reposito
 
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, parse_with_preset, run
+from asarm.cli.presets import BUNDLED_SETS, Protocol, follows_paper, parse_with_preset, run
 from asarm.evals.language.config import GREEDY, LanguageEvalConfig
 from asarm.evals.language.run import LanguageEvaluation
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"model": "therealgabeguo/ASARM", "revision": "nlp", "k": 10},
+    "paper": {"model": "therealgabeguo/ASARM", "revision": "nlp", "k": 10, "dtype": "float32"},
     "tiny": {
         "model": "tiny-text",
         "lambada": str(BUNDLED_SETS / "last_words.txt"),
@@ -21,6 +21,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "device": "cpu",
     },
 }
+PROTOCOL = Protocol(
+    {
+        "models": ["therealgabeguo/ASARM@nlp"],
+        "tasks": ["lambada", "hellaswag"],
+        "samplers": ["assd-self"],
+        "coupling": "residual",
+        "k": 10,
+        "temperature": 1.0,
+        "tolerance": 0.0,
+        "dtype": "float32",
+        "batch_size": 1,
+    },
+    (
+        "the paper's code takes the first 2,000 passages and 10,011 questions; here max_items, 0 for all",
+        "its HellaSwag counts how often the last ending is the right one; here it is the likeliest one that counts",
+        "its likelihoods include the question, whose tokens see themselves; here they are of the ending alone",
+    ),
+)
 
 
 def parse_arguments(arguments: list[str]) -> LanguageEvalConfig:
@@ -29,4 +47,5 @@ def parse_arguments(arguments: list[str]) -> LanguageEvalConfig:
 
 
 def main(arguments: list[str]) -> None:
-    run(parse_arguments(arguments), LanguageEvaluation, "answers and metrics")
+    protocol = PROTOCOL if follows_paper(arguments) else None
+    run(parse_arguments(arguments), LanguageEvaluation, "answers and metrics", protocol)

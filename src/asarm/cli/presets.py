@@ -1,12 +1,14 @@
-"""Presets on the command line: a preset gives the defaults, and every option overrides it."""
+"""Presets on the command line: a preset gives the defaults, and every option overrides it; and what the `paper` ones
+follow of the paper's protocol."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from asarm.evals.config import EvalConfig
+from asarm.evals.config import EvalConfig, ModelsConfig
 from asarm.evals.resumable import Evaluation
-from asarm.utils.config import OptionParser, from_options, options_of
+from asarm.utils.config import OptionParser, flat, from_options, options_of
 from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries
 
@@ -16,6 +18,42 @@ _REPOSITORY = Path(__file__).resolve().parents[3] / "eval_datasets"
 OFFICIAL_SETS = _REPOSITORY if _REPOSITORY.is_dir() else Path("eval_datasets")
 
 Config = TypeVar("Config", bound=EvalConfig)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What the paper's scripts do. settings: options with the paper's values. notes: what differs and is no option."""
+
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def describe(self, in_force: Mapping[str, Any]) -> str:
+        """Which of the settings in force are the paper's, and which are not: for people, in a few lines."""
+        same = [name for name, value in self.settings.items() if in_force[name] == value]
+        parts = [
+            ("as the paper", [f"{name} {_shown(in_force[name])}" for name in same]),
+            ("not as the paper", [
+                f"{name} {_shown(in_force[name])} (the paper: {_shown(value)})"
+                for name, value in self.settings.items()
+                if name not in same
+            ]),
+            ("in any case", list(self.notes)),
+        ]  # fmt: skip
+        lines = [f"- {title}: {'; '.join(points)}" for title, points in parts if points]
+        return "\n".join(["Protocol of arXiv 2504.20456 (docs/protocol.md):", *lines]) + "\n"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value)) or "none"
+    if value in ("", None):
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def follows_paper(arguments: list[str]) -> bool:
+    """Whether the preset that the arguments name, or the default one, is the paper's."""
+    return not arguments or arguments[0].startswith(("-", "paper"))
 
 
 def split_preset(
@@ -56,7 +94,7 @@ def parse_with_preset(
         description=description,
         usage="%(prog)s [tiny|paper] [options], or --help",
     )
-    parser.set_defaults(output_dir=f"results/{command}-{preset}", **presets[preset or "paper"])
+    parser.set_defaults(output_dir=f"results/{command.replace(' ', '-')}-{preset}", **presets[preset or "paper"])
     (found,) = parser.parse_args_into_dataclasses(options, look_for_args_file=False)
     values: dict[str, Any] = dict(vars(found))
     given = given_options(options)
@@ -69,9 +107,26 @@ def parse_with_preset(
     return from_options(config_class, **values)
 
 
-def run(config: Config, evaluation: Callable[[Config], Evaluation], results: str) -> None:
-    """Run an evaluation, print its summary, and say where the results are. results: what they are."""
+def run(
+    config: EvalConfig,
+    evaluation: Callable[[Any], Evaluation],
+    results: str,
+    protocol: Protocol | None = None,
+) -> None:
+    """Run an evaluation, print its summary, and say where the results are.
+
+    results: what they are. protocol: what the paper does, if the preset is the paper's; what is followed of it is
+    printed first.
+    """
     quiet_libraries()
+    if protocol:
+        print(protocol.describe(flat(config) | {"models": _models(config)}), flush=True)
     running = evaluation(config)
     print(running.summary(running.complete()))
     print(f"{results}: {running.output}")
+
+
+def _models(config: EvalConfig) -> list[str]:
+    if isinstance(config, ModelsConfig):
+        return config.model_names()
+    return ["@".join(filter(None, (config.loading.model, config.loading.revision)))]

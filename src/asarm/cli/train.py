@@ -9,16 +9,18 @@ from XLNet-base on OpenWebText or StarCoder's Python; they need a GPU and the Hu
 import logging
 from typing import Any, cast
 
-from asarm.cli.presets import given_options, split_preset
+from asarm.cli.presets import Protocol, given_options, split_preset
 from asarm.data.config import DataConfig
 from asarm.objective.loss import DraftLossConfig
 from asarm.objective.masking import MaskingConfig
 from asarm.training.config import ModelConfig, RunConfig, TrainingConfig
-from asarm.training.presets import PRESETS
-from asarm.utils.config import OptionParser
+from asarm.training.presets import NOT_THE_PAPERS, NOTES, PRESETS
+from asarm.utils.config import OptionParser, flat
 from asarm.utils.logging_setup import quiet_libraries
 
 PARTS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, DraftLossConfig)
+# Options of the paper's presets that make a run faster or safer, or say what is reported of it.
+NO_PROTOCOL = ("eval_steps", "save_steps", "logging_steps", "streams", "shuffle_buffer", "num_workers")
 SOURCE = ("train_files", "extensions", "text_field", "dataset", "dataset_dir", "dataset_revision", "dataset_split")
 
 
@@ -40,6 +42,15 @@ def parse_arguments(arguments: list[str]) -> RunConfig:
     return RunConfig(*parser.parse_args_into_dataclasses(options, look_for_args_file=False))
 
 
+def protocol_of(preset: str | None) -> Protocol | None:
+    """What the paper does, for its presets: their values, but for those that are not the paper's."""
+    if preset is None or not preset.startswith("paper"):
+        return None
+    return Protocol(
+        {name: value for name, value in PRESETS[preset].items() if name not in NO_PROTOCOL} | NOT_THE_PAPERS, NOTES
+    )
+
+
 def main(arguments: list[str]) -> None:
     """Run the command with its command-line arguments."""
     config = parse_arguments(arguments)
@@ -48,6 +59,9 @@ def main(arguments: list[str]) -> None:
     from asarm.training.trainer import Trainer  # slow to import, and not needed for --help
 
     trainer = Trainer(config)
+    protocol = protocol_of(split_preset(arguments, PRESETS)[0])
+    if protocol and trainer.is_main:
+        print(protocol.describe(flat(config)), flush=True)
     if config.training.dry_run:
         about = trainer.dry_run()
         if trainer.is_main:

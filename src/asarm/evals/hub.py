@@ -1,6 +1,7 @@
 """What evaluations load from the Hub: datasets, and left-to-right language models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +19,15 @@ def hub_rows(source: tuple[str, ...], instead: str, texts: Sequence[str] = ()) -
     texts: fields that must hold texts. Raises InputError, naming the option to use instead, when it cannot be had, and
     as `checked_rows` does.
     """
+    return list(_read_rows(source, instead, texts, streaming=False))
+
+
+def hub_stream(source: tuple[str, ...], instead: str, texts: Sequence[str] = ()) -> Iterator[Row]:
+    """The rows of a dataset on the Hub, downloaded as they are read. See `hub_rows`."""
+    return _read_rows(source, instead, texts, streaming=True)
+
+
+def _read_rows(source: tuple[str, ...], instead: str, texts: Sequence[str], streaming: bool) -> Iterator[Row]:
     from datasets import load_dataset  # slow to import
     from datasets.exceptions import DatasetsError
 
@@ -27,8 +37,9 @@ def hub_rows(source: tuple[str, ...], instead: str, texts: Sequence[str] = ()) -
         return f"cannot load {name} from the Hub ({reason}): give a local file with {instead}"
 
     with as_input_error(message, OSError, ValueError, DatasetsError):
-        rows = list(load_dataset(name, *configuration, split=split))
-    return list(checked_rows((Row(f"{name}, row {number}", row) for number, row in enumerate(rows, 1)), texts))
+        rows: Iterable[Any] = load_dataset(name, *configuration, split=split, streaming=streaming)
+        numbered = (Row(f"{name}, row {number}", row) for number, row in enumerate(rows, 1))
+        yield from checked_rows(numbered, texts)
 
 
 def load_causal(name: str, role: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

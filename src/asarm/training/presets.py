@@ -44,6 +44,13 @@ INFILL = {
     "warmup_steps": 2500,
     "mask_warmup_steps": 2500,
 }
+# What the presets above do not take from the paper's scripts: options with the paper's values, and what is no option.
+NOT_THE_PAPERS = {"bf16": False}
+NOTES = (
+    "weight decay is for matrices only; the paper's is for all parameters",
+    "every sequence has masks of its own; in the paper's code those of a micro-batch share one",
+    "every process and worker reads its own share of the data; in the paper's code all read the same",
+)
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "train_files": ["stdlib"],

@@ -17,13 +17,13 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from asarm.__main__ import main
 from asarm.cli.decode import PRESETS, parse_arguments
-from asarm.data.readers import read_text
 from asarm.evals import stats
 from asarm.evals.decoding import generative_perplexity
 from asarm.evals.decoding import metrics as decoding_metrics
 from asarm.evals.decoding import run as decoding
 from asarm.evals.decoding.config import DecodingEvalConfig
-from asarm.evals.decoding.run import choose_sequences, evaluate
+from asarm.evals.decoding.run import Decoder, evaluate
+from asarm.evals.decoding.texts import Sequences, choose_sequences, load_documents, prompt_text
 from asarm.models.load import AsArm, load
 from asarm.sampling.registry import NAMED_SAMPLERS
 from asarm.utils.config import from_options
@@ -45,7 +45,7 @@ def text_file(tmp_path_factory, sample_text):
 @pytest.fixture(scope="module")
 def settings(tiny_folder, text_file):
     return {
-        "model": tiny_folder, "text": text_file, "judge": "self", "device": "cpu", "length": LENGTH, "k": 4,
+        "model": tiny_folder, "text": text_file, "judge": "self", "device": "cpu", "length": [LENGTH], "k": 4,
         "num_texts": NUM_TEXTS, "batch_size": BATCH, "mask_rate": 0.9, "samplers": REPEATABLE,
         "k_sweep": [2, 4], "k_sweep_texts": 3, "steps": 3,
     }  # fmt: skip
@@ -91,11 +91,12 @@ def test_adaptive_windows_change_the_cost_only(tmp_path, settings):
 def test_visible_tokens_stay(finished, settings, tiny_folder):
     config = from_options(DecodingEvalConfig, output_dir="unused", **settings)
     codec = load(tiny_folder)[1]
-    texts = choose_sequences(read_text(config.text), codec, config)
+    texts = choose_sequences(load_documents(config.text, config.packing), codec, config, LENGTH)
     for line in lines_of(finished):
         row = texts.index.index(line["index"])
         tokens, given = texts.batch.tokens[row].tolist(), texts.batch.given[row].tolist()
-        assert line["visible"] == decoding.visible_text(codec, tokens, given)
+        assert line["prompt"] == prompt_text(codec, tokens, given)
+        assert line["true_text"] == codec.decode(tokens)
         for token, seen in zip(tokens, given, strict=True):
             piece = codec.decode([token])
             assert not seen or "\ufffd" in piece or piece in line["text"]
@@ -118,7 +119,7 @@ def test_report_is_made_from_the_samples(finished):
     assert metrics["settings"]["k"] == 4
     table = (finished / "table.md").read_text()
     assert "| sequential | 5 | 28.0 ± 0.0 | 1.000 ± 0.000 |" in table
-    for name in ("nfe", "gen_ppl", "entropy", "nfe_by_k"):
+    for name in ("nfe", "gen_ppl", "entropy", "k_sweep"):
         assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -177,9 +178,8 @@ def test_texts_and_masks_depend_on_seed_and_block_alone(settings, tiny_folder, s
     codec = load(tiny_folder)[1]
 
     def chosen(**change):
-        return choose_sequences(
-            sample_text * 3, codec, from_options(DecodingEvalConfig, output_dir="x", **(settings | change))
-        )
+        config = from_options(DecodingEvalConfig, output_dir="x", **(settings | change))
+        return choose_sequences([sample_text * 3], codec, config, LENGTH)
 
     few, many, other = chosen(num_texts=2), chosen(num_texts=5), chosen(num_texts=5, seed=1)
     assert many.index[:2] == few.index
@@ -193,14 +193,15 @@ def test_texts_and_masks_depend_on_seed_and_block_alone(settings, tiny_folder, s
     ("rate", "length", "visible"), [(0.95, 512, 26), (0.95, 128, 7), (0.9, 100, 11), (0.5, 64, 33)]
 )
 def test_visible_count_is_the_papers(rate, length, visible):
-    assert from_options(DecodingEvalConfig, output_dir="x", mask_rate=rate, length=length).visible == visible
+    assert from_options(DecodingEvalConfig, output_dir="x", mask_rate=rate, length=[length]).visible(length) == visible
 
 
 def test_variants_take_turns():
     config = from_options(
         DecodingEvalConfig, output_dir="x", samplers=["sequential", "assd-self"], k_sweep_texts=0, batch_size=2
     )
-    units = decoding.plan(config.variants(), 5, config.batch_size)
+    sequences = Sequences([0, 1, 2, 3, 4], None)
+    units = decoding.plan(config, Decoder("model", "", None, None, None, {512: sequences}), 512)
     assert [(u.key["batch"], u.variant.name, list(u.items)) for u in units] == [
         (0, "sequential", [0, 1]), (0, "assd-self", [0, 1]),
         (1, "assd-self", [2, 3]), (1, "sequential", [2, 3]),
@@ -305,9 +306,9 @@ def test_constant_differences_and_single_pairs():
 
 def made_line(index, batch, variant="assd-self", **values):
     return {
-        "index": index, "batch": batch, "variant": variant, "sampler": variant.split("-k")[0], "k": 2, "nfe": 5,
-        "targets": 10, "seconds": 1.0, "proposed": [5, 5], "accepted": [5, 2], "gen_nll": 2.0, "gen_ppl": 7.4,
-        "entropy": 5.0,
+        "model": "m", "length": 11, "index": index, "batch": batch, "batch_size": 2, "variant": variant,
+        "sampler": variant.split("-k")[0], "k": 2, "tolerance": 0.0, "nfe": 5, "targets": 10, "seconds": 1.0,
+        "proposed": [5, 5], "accepted": [5, 2], "gen_nll": 2.0, "gen_ppl": 7.4, "entropy": 5.0,
     } | values  # fmt: skip
 
 
@@ -324,8 +325,10 @@ def test_acceptance_is_pooled_and_seconds_count_batches():
 def test_k_sweep_compares_on_common_texts():
     lines = [made_line(i, 0, nfe=10 * (i + 1)) for i in range(3)]
     lines += [made_line(i, 0, "assd-self-k4", k=4, nfe=4 * (i + 1)) for i in range(2)]
-    curve = decoding_metrics.k_sweep(lines)["assd-self"]
+    curve = decoding_metrics.sweep(lines, "k")["assd-self"]
     assert [(point["k"], point["mean"], point["n"]) for point in curve] == [(2, 15.0, 2), (4, 6.0, 2)]
+    assert [point["perplexity"]["n"] for point in curve] == [2, 2]
+    assert [point["seconds"] for point in curve] == [None, None]  # no batch of the same texts
 
 
 # --- the command line
@@ -345,9 +348,10 @@ def test_options_override_the_preset():
         PRESETS["tiny"]["length"],
     )
     paper = parse_arguments([])
-    assert (paper.loading.model, paper.loading.revision) == ("therealgabeguo/ASARM", "nlp")
-    assert (paper.num_texts, paper.length, paper.sampling.k, paper.judge) == (700, 512, 5, "gpt2-large")
-    assert parse_arguments(["paper", "--model", "somewhere/else"]).loading.revision is None
+    assert paper.model_names() == ["therealgabeguo/ASARM@nlp", "xlnet/xlnet-base-cased"]
+    assert (paper.num_texts, paper.length, paper.sampling.k, paper.judge) == (700, [512], 5, "gpt2-large")
+    assert parse_arguments(["paper", "--model", "somewhere/else"]).model_names() == ["somewhere/else"]
+    assert parse_arguments(["tiny", "--models", "a", "b@c"]).model_names() == ["a", "b@c"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from asarm.models.compiled import DecodingModel
 from asarm.objective.loss import log_prob
 from asarm.utils.errors import InputError
 
-MAX_TOKENS = 960  # of the scoring model that are read, as in the paper
+MAX_TOKENS = 960  # of the scoring model that are scored, as in the paper
 
 
 class TextScore(NamedTuple):
@@ -43,24 +43,34 @@ def self_scorer(model: DecodingModel) -> Scorer:
     return score
 
 
-def causal_scorer(name: str, device: torch.device) -> Scorer:
+def causal_scorer(
+    name: str, device: torch.device, add_start_token: bool = False, entropy_of_whole: bool = False
+) -> Scorer:
     """A causal language model of the Hub or a folder, in float32. It tokenises the text again with its own tokenizer,
-    and scores all of the first 960 tokens (fewer if it takes fewer) but the first, which it has no context for."""
+    and scores the first 960 tokens (fewer if it takes fewer).
+
+    add_start_token: it reads its bos token first, and so scores all of them, as the perplexity of `evaluate` does;
+    else all but the first, which it has no context for. entropy_of_whole: the entropy is that of all tokens of the
+    text; else of the first 960.
+
+    Raises InputError when the model cannot be loaded, or has no bos token to start with.
+    """
     model, tokenizer = load_causal(name, "judge", device)
-    limit = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS)
+    start = [tokenizer.bos_token_id] if add_start_token else []
+    if None in start:
+        raise InputError(f"the tokenizer of {name} has no bos token to start with: use --add_start_token False")
+    positions = getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS + len(start)
+    limit = min(MAX_TOKENS, positions - len(start))
 
     @torch.inference_mode()
     def score_one(text: str) -> TextScore:
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:limit]
-        if len(ids) < 2:
-            raise InputError(f"the judge {name} needs at least 2 tokens, and finds {len(ids)} in {text!r}")
-        tokens = torch.tensor([ids], device=device)  # [1, n]
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        read = start + ids[:limit]
+        if len(read) < 2:
+            raise InputError(f"the judge {name} needs at least 2 tokens, and finds {len(read)} in {text!r}")
+        tokens = torch.tensor([read], device=device)  # [1, n]
         logits = model(tokens).logits[0, :-1].float()  # [n - 1, V]
-        return TextScore(F.cross_entropy(logits, tokens[0, 1:]).item(), token_entropy(ids))
+        nll = F.cross_entropy(logits, tokens[0, 1:]).item()
+        return TextScore(nll, token_entropy(ids if entropy_of_whole else ids[:limit]))
 
     return lambda texts, tokens: [score_one(text) for text in texts]
-
-
-def load_scorer(name: str, model: DecodingModel, device: torch.device) -> Scorer:
-    """The scoring model: `self` is the AS-ARM that decoded, any other name a causal language model."""
-    return self_scorer(model) if name == "self" else causal_scorer(name, device)
