@@ -2,8 +2,8 @@
 
 Every problem, variant and sample gives one line of `samples.jsonl`, which is a function of them and of the seed, so
 that an interrupted run goes on where it stopped. Completions are written in the format of OpenAI's package, too. Where
-running them is allowed, verdicts are appended to `verdicts.jsonl`, by program. Tables, plot and page are made from
-these files.
+running them is allowed, verdicts are appended to `verdicts.jsonl`, by program and time limit, which may change from run
+to run. Tables, plot and page are made from these files.
 """
 
 import logging
@@ -28,6 +28,7 @@ from asarm.utils.jsonl import write_json_lines
 
 logger = logging.getLogger(__name__)
 NOT_RUN = "pass@k is not measured: the programs that were completed are run with --allow_code_execution only"
+RUN_BEFORE = "the programs that were completed were run before"
 Problems = dict[str, list[Problem]]  # by split
 
 
@@ -35,6 +36,7 @@ class CodeEvaluation(InfillEvaluation):
     """Groups are splits of the benchmark."""
 
     group_field, trial_field = "split", "sample"
+    may_change = ("allow_code_execution", "workers", "timeout", "data_dir", "problems")
 
     def __init__(self, config: CodeConfig):
         self.code = config
@@ -43,8 +45,7 @@ class CodeEvaluation(InfillEvaluation):
         super().__init__(config, code_systems(config, self.problems), config.samples_per_task)
 
     def settings(self) -> dict[str, Any]:
-        irrelevant = ("allow_code_execution", "workers", "data_dir", "problems")
-        settings = {name: value for name, value in super().settings().items() if name not in irrelevant}
+        settings = {name: value for name, value in super().settings().items() if name not in self.may_change}
         return settings | {"problems_sha256": [sha256_of_file(path) for path in self.files]}
 
     def describe(self, todo: int, total: int) -> str:
@@ -66,16 +67,17 @@ class CodeEvaluation(InfillEvaluation):
         lines = self.lines()
         write_completions(self.output, lines)
         programs = programs_of(lines, self.problems)
-        about_tests = NOT_RUN
+        runner, path = self.code.test_runner, self.output / "verdicts.jsonl"
         if self.code.allow_code_execution:
-            runner = self.code.test_runner
-            run_tests(self.output / "verdicts.jsonl", programs, runner.timeout, runner.workers)
-            about_tests = describe_isolation()
-        verdicts = read_verdicts(self.output / "verdicts.jsonl")
+            run_tests(path, programs, runner.timeout, runner.workers)
+        verdicts = read_verdicts(path, runner.timeout)
         for line, (_, program) in zip(lines, programs, strict=True):
             if verdict := verdicts.get(sha256_of_text(program)):
                 line |= verdict._asdict()
-        metrics = summarise(lines, WANTED_K) | {"judging": about_tests}
+        about_tests = RUN_BEFORE if all("passed" in line for line in lines) else NOT_RUN
+        if self.code.allow_code_execution:
+            about_tests = describe_isolation()
+        metrics = summarise(lines, WANTED_K) | {"judging": about_tests, "timeout": runner.timeout}
         page = code_page(lines, self.problems)
         metrics = self.write_results(metrics, table_md=code_table(metrics), samples_html=page)
         plot_code(self.output)
