@@ -20,6 +20,7 @@ from asarm.evals.config import EvalConfig, Variant
 from asarm.utils.config import flat
 from asarm.utils.errors import InputError
 from asarm.utils.files import write_json, write_text
+from asarm.utils.folder_lock import locked
 from asarm.utils.jsonl import read_json_lines, write_json_lines
 from asarm.utils.progress import update_seconds
 from asarm.utils.provenance import provenance
@@ -82,15 +83,16 @@ class Evaluation(ABC, Generic[Item]):
     def complete(self) -> dict:
         """Run the units that are still to do, then report. Returns the metrics.
 
-        Raises InputError when the folder holds results of other settings.
+        Raises InputError when the folder holds results of other settings, or another process is writing to it.
         """
-        claim(self.output, self.settings(), self.may_change)
-        samples, units = self.output / "samples.jsonl", self.units()
-        todo = unfinished(samples, units)
-        logger.info("%s", self.describe(*(sum(len(unit.items) for unit in some) for some in (todo, units))))
-        self.warm_up(todo)
-        run_units(samples, units, todo, self.run, self.word)
-        return self.report()
+        with locked(self.output):
+            claim(self.output, self.settings(), self.may_change)
+            samples, units = self.output / "samples.jsonl", self.units()
+            todo = unfinished(samples, units)
+            logger.info("%s", self.describe(*(sum(len(unit.items) for unit in some) for some in (todo, units))))
+            self.warm_up(todo)
+            run_units(samples, units, todo, self.run, self.word)
+            return self.report()
 
     def lines(self) -> list[dict]:
         """The lines of `samples.jsonl`."""
