@@ -7,7 +7,6 @@ to run. Tables, plot and page are made from these files.
 """
 
 import logging
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from asarm.evals.code.verdicts import read_verdicts, run_tests
 from asarm.evals.infilling.infill import InfillResult
 from asarm.evals.infilling.run import InfillEvaluation
 from asarm.evals.resumable import Unit
-from asarm.utils.files import sha256_of_file, sha256_of_text
+from asarm.utils.files import file_name, sha256_of_file, sha256_of_text
 from asarm.utils.jsonl import write_json_lines
 
 logger = logging.getLogger(__name__)
@@ -110,11 +109,6 @@ def write_completions(output: Path, lines: list[dict]) -> None:
         some.sort(key=lambda line: (line["index"], line["sample"]))
         rows = [{"task_id": line["task_id"], "completion": line["completion"]} for line in some]
         write_json_lines(output / "completions" / split / model / f"{variant}.jsonl", rows)
-
-
-def file_name(name: str) -> str:
-    """A model's or variant's name as that of a file."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-100:]
 
 
 def evaluate(config: CodeConfig) -> dict:
