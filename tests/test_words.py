@@ -35,8 +35,12 @@ ALLOWED = [
     (r"\bin place\b", "idiom: an operation that overwrites its argument"),
     (r"\b(take|takes|took|taking) the place of\b", "idiom"),
     (r"\bin the first place\b", "idiom"),
-    (r"--judge\b|\bconfig\.judge\b|\bjudge: str\b|\"judge\"", "the option --judge, and the command `code judge`"),
-    (r"\bcode judge\b|\b_run_code_infill_eval\.sh judge\b", "the command"),
+    (
+        r"--judge\b|\b(config|self)\.judge\b|\bjudge: str\b|\"judge\"",
+        "the option --judge, and the command `code judge`",
+    ),
+    (r"\bcode judge\b|\b_run_code_infill_eval\.sh judge\b|\basarm judge\b", "the commands"),
+    (r"\bcli/judge\.py\b|\bjudge-(NAME|\{)", "the command's file, and the folder of its results"),
     (r"\bthe judge \{name\}", "error message: what --judge named"),
 ]
 WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(REPLACED, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)

@@ -10,6 +10,7 @@ COMMANDS = {
     "draft_head": "train a draft head for a model, for faster decoding",
     "infill": "fill the gaps (___) of a text",
     "decode": "decode real text speculatively and sequentially, and compare",
+    "judge": "perplexities of finished decodings under another model",
     "stories": "fill gaps in stories, and compare with what was there",
     "language": "LAMBADA's last words and HellaSwag's endings",
     "code": "complete code between prompt and suffix, and run its tests",

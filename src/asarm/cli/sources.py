@@ -11,6 +11,7 @@ from pathlib import Path
 from asarm.data.python_corpus import ExcludedCode, installed_files, python_sources, short_functions
 from asarm.utils.errors import InputError
 from asarm.utils.files import write_whole
+from asarm.utils.folder_lock import locked
 
 
 def main(arguments: list[str]) -> None:
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
     excluded = ExcludedCode.read([] if settings.exclude == ["none"] else settings.exclude)
     files = installed_files(settings.folders)
-    count = characters = 0
+    output, count, characters = Path(settings.output), 0, 0
 
     def write(temporary: Path) -> None:
         nonlocal count, characters
@@ -36,13 +37,14 @@ def main(arguments: list[str]) -> None:
             rows = ({"text": function} for function in short_functions(text for _, text in sources))
         else:
             rows = ({"path": "/".join(path.parts[-3:]), "text": text} for path, text in sources)
-        with temporary.open("w", encoding="utf-8") as output:
+        with temporary.open("w", encoding="utf-8") as file:
             for row in rows:
-                output.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row) + "\n")
                 count, characters = count + 1, characters + len(row["text"])
         if not count:
             raise InputError("nothing is left to train on")
 
-    write_whole(settings.output, write)
+    with locked(output, beside=True):
+        write_whole(output, write)
     counted = f"{count} functions" if settings.functions else f"{count} of {len(files)} files"
     print(f"{counted}, {characters / 1e6:.1f} million characters: {settings.output}")

@@ -7,6 +7,7 @@ from XLNet-base on OpenWebText or StarCoder's Python; they need a GPU and the Hu
 """
 
 import logging
+from contextlib import nullcontext
 from typing import Any, cast
 
 from asarm.cli.presets import Protocol, given_options, split_preset
@@ -16,6 +17,7 @@ from asarm.objective.masking import MaskingConfig
 from asarm.training.config import ModelConfig, RunConfig, TrainingConfig
 from asarm.training.presets import NOT_THE_PAPERS, NOTES, PRESETS
 from asarm.utils.config import OptionParser, flat
+from asarm.utils.folder_lock import locked
 from asarm.utils.logging_setup import quiet_libraries
 
 PARTS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, DraftLossConfig)
@@ -56,16 +58,20 @@ def main(arguments: list[str]) -> None:
     config = parse_arguments(arguments)
     quiet_libraries()
     logging.getLogger("datasets").setLevel(logging.ERROR)
-    from asarm.training.trainer import Trainer  # slow to import, and not needed for --help
+    # slow to import, and not needed for --help
+    from asarm.training.distributed import is_first_process
+    from asarm.training.trainer import Trainer
 
-    trainer = Trainer(config)
     protocol = protocol_of(split_preset(arguments, PRESETS)[0])
-    if protocol and trainer.is_main:
+    if protocol and is_first_process():
         print(protocol.describe(flat(config)), flush=True)
     if config.training.dry_run:
+        trainer = Trainer(config)
         about = trainer.dry_run()
         if trainer.is_main:
             print(about)
         return
-    for name, value in trainer.run().items():
+    with locked(config.training.output_dir) if is_first_process() else nullcontext():
+        metrics = Trainer(config).run()
+    for name, value in metrics.items():
         print(f"{name:20} {value:.4g}" if isinstance(value, float) else f"{name:20} {value}")

@@ -19,6 +19,7 @@ from asarm.data.readers import corpus_files, documents, pieces
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 from asarm.utils.files import sha256_of_file, write_whole
+from asarm.utils.folder_lock import locked
 
 logger = logging.getLogger(__name__)
 CACHE_VERSION = 2
@@ -52,8 +53,10 @@ def local_corpus(config: CorpusConfig, codec: TextCodec) -> tuple[np.ndarray, np
     # As narrow as the vocabulary allows; its size is part of the digest.
     dtype = np.dtype(np.uint16 if len(codec) <= 1 << 16 else np.int32)
     if not folder.exists():
-        logger.info("tokenising %d files, once: %s", len(files), folder)
-        write_whole(folder, lambda path: write_streams(files, config, codec, dtype, path))
+        with locked(folder, beside=True, wait=True):  # several runs may begin at once
+            if not folder.exists():
+                logger.info("tokenising %d files, once: %s", len(files), folder)
+                write_whole(folder, lambda path: write_streams(files, config, codec, dtype, path))
     train, held_out = (
         np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
         for path in (folder / TRAIN, folder / HELD_OUT)

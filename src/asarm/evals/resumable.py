@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -20,6 +20,7 @@ from asarm.evals.config import EvalConfig, Variant
 from asarm.utils.config import flat
 from asarm.utils.errors import InputError
 from asarm.utils.files import write_json, write_text
+from asarm.utils.folder_lock import locked
 from asarm.utils.jsonl import read_json_lines, write_json_lines
 from asarm.utils.progress import update_seconds
 from asarm.utils.provenance import provenance
@@ -47,6 +48,7 @@ class Evaluation(ABC, Generic[Item]):
     """One evaluation in a folder. Subclasses load models and data when they are made."""
 
     word = "item"  # what a line is about
+    may_change: ClassVar[tuple[str, ...]] = ()  # settings of older folders that a resumed run may change
 
     def __init__(self, config: EvalConfig):
         self.output = Path(config.output_dir)
@@ -81,15 +83,16 @@ class Evaluation(ABC, Generic[Item]):
     def complete(self) -> dict:
         """Run the units that are still to do, then report. Returns the metrics.
 
-        Raises InputError when the folder holds results of other settings.
+        Raises InputError when the folder holds results of other settings, or another process is writing to it.
         """
-        claim(self.output, self.settings())
-        samples, units = self.output / "samples.jsonl", self.units()
-        todo = unfinished(samples, units)
-        logger.info("%s", self.describe(*(sum(len(unit.items) for unit in some) for some in (todo, units))))
-        self.warm_up(todo)
-        run_units(samples, units, todo, self.run, self.word)
-        return self.report()
+        with locked(self.output):
+            claim(self.output, self.settings(), self.may_change)
+            samples, units = self.output / "samples.jsonl", self.units()
+            todo = unfinished(samples, units)
+            logger.info("%s", self.describe(*(sum(len(unit.items) for unit in some) for some in (todo, units))))
+            self.warm_up(todo)
+            run_units(samples, units, todo, self.run, self.word)
+            return self.report()
 
     def lines(self) -> list[dict]:
         """The lines of `samples.jsonl`."""
@@ -132,8 +135,11 @@ def run_settings(config: EvalConfig, *left_out: str) -> dict[str, Any]:
     return kept | {"hardware": provenance()["device"]}
 
 
-def claim(output: Path, settings: dict[str, Any]) -> None:
-    """Make `output` the folder of a run with these settings, or raise InputError if it is another's."""
+def claim(output: Path, settings: dict[str, Any], may_change: Sequence[str] = ()) -> None:
+    """Make `output` the folder of a run with these settings, or raise InputError if it is another's.
+
+    may_change: settings that are not compared.
+    """
     path = output / "config.json"
     settings = json.loads(json.dumps(settings))
     if not path.exists():
@@ -143,7 +149,8 @@ def claim(output: Path, settings: dict[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not of this evaluation: choose another output_dir") from error
-    changed = [name for name in settings | before if settings.get(name) != before.get(name)]
+    compared = [name for name in settings | before if name not in may_change]
+    changed = [name for name in compared if settings.get(name) != before.get(name)]
     if changed:
         shown = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in changed)
         raise InputError(f"{output} holds results of other settings ({shown}): choose another output_dir")

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs, get_int_from_env
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -72,6 +72,11 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state.fsdp_plugin = fsdp
     return accelerator
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of a run, as its launcher says, before the processes are connected."""
+    return get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0) == 0
 
 
 def is_sharded(accelerator: Accelerator) -> bool:

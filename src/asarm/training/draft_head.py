@@ -29,6 +29,7 @@ from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check, check_at_least, flat, nested, option
 from asarm.utils.errors import InputError
 from asarm.utils.files import write_json, write_whole
+from asarm.utils.folder_lock import locked
 from asarm.utils.provenance import provenance
 
 logger = logging.getLogger(__name__)
@@ -173,11 +174,16 @@ def fit_head(model: AnyOrderModel, training: np.ndarray, config: DraftHeadConfig
 def train_draft_head(config: DraftHeadConfig) -> dict[str, list[float]]:
     """Train a head, write the model with it to output_dir, and return `mean_acceptance` on held-out sequences.
 
-    Raises InputError if output_dir is not empty, or model or data cannot be loaded.
+    Raises InputError if output_dir is not empty, another process is writing it, or model or data cannot be loaded.
     """
     output = Path(config.output_dir)
-    if output.exists() and any(output.iterdir()):
-        raise InputError(f"{output} is not empty: choose another output_dir")
+    with locked(output, beside=True):  # the folder itself is renamed
+        if output.exists() and any(output.iterdir()):
+            raise InputError(f"{output} is not empty: choose another output_dir")
+        return _train_and_write(output, config)
+
+
+def _train_and_write(output: Path, config: DraftHeadConfig) -> dict[str, list[float]]:
     torch.manual_seed(config.seed)
     model, codec = load_on_device(config.model, config.revision, "auto", pick_device(config.device), "float32")
     add_head(model, config.hidden)

@@ -1,7 +1,8 @@
-"""Atomic writes, so that results are never half written, and SHA-256 of files, tensors and strings."""
+"""Atomic writes, so that results are never half written; names of files; SHA-256 of files, tensors and strings."""
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,6 +38,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def file_name(name: str) -> str:
+    """A model's or variant's name as that of a file."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-100:]
 
 
 def sha256_of_file(path: Path) -> str:

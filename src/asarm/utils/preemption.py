@@ -1,9 +1,16 @@
-"""Pre-emption on clusters: a run notes the signal that announces it, saves at the end of its step, and stops."""
+"""Signals that end a run on clusters.
+
+Training notes the one that announces pre-emption, saves at the end of its step, and stops; what else holds the lock of
+a folder exits at once, and releases it.
+"""
 
 import logging
 import os
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -28,6 +35,24 @@ class StopRequest:
 
     def _note(self, number: int, _: object) -> None:
         self.signal = number
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that what is open is closed, unless the process handles it otherwise."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def requeue() -> None:

@@ -128,6 +128,46 @@ def test_a_file_of_completions_is_evaluated(files, tmp_path, monkeypatch, capsys
     assert main() == 0
 
 
+SLOW = "    import time; time.sleep(1.5); b = a + 1\n"
+
+
+@pytest.mark.parametrize("timeouts", [(0.7, 20), (20, 0.7, 20), (0.7, 0.6, 0.7)])
+def test_a_verdict_is_that_under_the_present_time_limit(tmp_path, monkeypatch, capsys, timeouts):
+    """A right completion that takes 1.5 s, and a wrong one that fails at once."""
+    rows = [problem_row(number, "def f(a):\n", "    b = a + 1\n", "    return b\n") for number in range(2)]
+    problems, path = write_rows(tmp_path / "problems.jsonl", rows), tmp_path / "samples.jsonl"
+    texts = (SLOW, "    b = 7\n")
+    write_json_lines(
+        path, [{"task_id": row["task_id"], "completion": text} for row, text in zip(rows, texts, strict=True)]
+    )
+    command = ["asarm", "code", "judge", str(path), "--problems", problems]
+    ran = []
+    check_all = verdicts.check_all
+
+    def counting(programs, *args):
+        ran.append(len(programs))
+        return check_all(programs, *args)
+
+    monkeypatch.setattr(verdicts, "check_all", counting)
+    for timeout in timeouts:
+        monkeypatch.setattr(sys, "argv", [*command, "--timeout", str(timeout), "--allow_code_execution"])
+        assert main() == 0
+        results = [row["result"] for row in read_json_lines(tmp_path / "samples.jsonl_results.jsonl")]
+        assert results == ["passed" if timeout > 1 else "timed out", "failed: AssertionError"]
+    assert ran == ([2, 1] if timeouts == (0.7, 20) else [2])
+
+
+def test_verdicts_that_do_not_tell_their_limit_are_made_again(tmp_path):
+    digest, line = "00", {"program_sha256": "00", "passed": False, "result": "timed out"}
+    write_json_lines(tmp_path / "verdicts.jsonl", [line])
+    assert verdicts.read_verdicts(tmp_path / "verdicts.jsonl", 3.0) == {}
+    first = line | {"timeout": 2.0, "seconds": 2.0}
+    later = line | {"passed": True, "result": "passed", "timeout": 8.0, "seconds": 1.9}
+    write_json_lines(tmp_path / "verdicts.jsonl", [line, first, later])
+    found = {seconds: verdicts.read_verdicts(tmp_path / "verdicts.jsonl", seconds) for seconds in (1.0, 2.0, 3.0)}
+    assert {seconds: some[digest].passed for seconds, some in found.items()} == {1.0: False, 2.0: False, 3.0: True}
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [

@@ -17,7 +17,7 @@ from asarm.evals.code.run import evaluate
 from asarm.evals.infilling import systems
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
-from asarm.utils.jsonl import read_json_lines
+from asarm.utils.jsonl import read_json_lines, write_json_lines
 from support.code_problems import OWN, ROWS, SAMPLES, SPAN_ROWS, fake_verdicts, problem_row, problems_of, write_rows
 from support.results import interrupted_copy, lines_of, without_times
 
@@ -114,7 +114,7 @@ def test_resuming_after_an_interruption_repeats_the_run(finished, settings, tmp_
     evaluate(from_options(CodeConfig, output_dir=str(folder), allow_code_execution=True, workers=1, **settings))
     assert without_times(lines_of(folder)) == without_times(lines_of(finished))
     assert not kept or (folder / "samples.jsonl").read_bytes()[:200] == whole[:200]
-    before, after = (verdicts.read_verdicts(path / "verdicts.jsonl") for path in (finished, folder))
+    before, after = (verdicts.read_verdicts(path / "verdicts.jsonl", 3.0) for path in (finished, folder))
     assert before == after
     assert len(ran) == len(set(ran)) == len(after) - known
 
@@ -159,8 +159,32 @@ def test_results_do_not_depend_on_batches_samples_or_the_number_of_problems(fini
 def test_results_of_other_settings_are_not_mixed_in(finished, settings, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    with pytest.raises(InputError, match=r"timeout 3.0, now 5.*choose another output_dir"):
-        evaluate(from_options(CodeConfig, output_dir=str(folder), **(settings | {"timeout": 5.0})))
+    with pytest.raises(InputError, match=r"k 3, now 5.*choose another output_dir"):
+        evaluate(from_options(CodeConfig, output_dir=str(folder), **(settings | {"k": 5})))
+
+
+def test_the_time_limit_may_change(finished, settings, tmp_path, monkeypatch):
+    """Also in a folder whose config.json still has it."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    saved = json.loads((folder / "config.json").read_text())
+    saved["settings"]["timeout"] = 3.0
+    (folder / "config.json").write_text(json.dumps(saved))
+    monkeypatch.setattr(verdicts, "check_all", lambda *args: pytest.fail("run again"))
+
+    def rates(timeout, allowed=True):  # programs took 0.1 s
+        change = {"timeout": timeout, "allow_code_execution": allowed}
+        metrics = evaluate(from_options(CodeConfig, output_dir=str(folder), **(settings | change)))
+        assert metrics["timeout"] == timeout
+        return {one["pass@1"]["mean"] for one in metrics["variants"] if one["variant"] == "canonical"}
+
+    assert rates(5.0) == {1.0}
+    write_json_lines(
+        folder / "verdicts.jsonl", [line | {"seconds": 0.3} for line in read_json_lines(folder / "verdicts.jsonl")]
+    )
+    assert rates(0.2) == {0.0}
+    assert rates(0.3, allowed=False) == {1.0}
+    assert (folder / "table.md").read_text().startswith("the programs that were completed were run before")
 
 
 def test_baselines_alone_need_no_model(settings, tmp_path):

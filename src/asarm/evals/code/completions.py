@@ -12,6 +12,7 @@ from asarm.evals.stats import grouped, item_means, mean_with_interval
 from asarm.evals.tables import markdown_table, too_few, with_interval
 from asarm.utils.config import check_at_least, nested, option
 from asarm.utils.files import sha256_of_text
+from asarm.utils.folder_lock import locked
 from asarm.utils.jsonl import write_json_lines
 
 
@@ -35,7 +36,8 @@ def evaluate_completions(path: str | Path, config: CompletionsConfig) -> str:
     """Run the completions of a file with their tests. Returns the result as Markdown.
 
     Verdicts are appended to FILE_verdicts.jsonl, from which an interrupted run goes on; the completions with `passed`
-    and `result` are written to FILE_results.jsonl, as OpenAI's runner does. Raises InputError as `read_completions`.
+    and `result` are written to FILE_results.jsonl, as OpenAI's runner does. Raises InputError as `read_completions`,
+    and when another process is doing the same.
     """
     path = Path(path)
     source = config.problems or official_file(config.split, config.data_dir)
@@ -45,14 +47,14 @@ def evaluate_completions(path: str | Path, config: CompletionsConfig) -> str:
 
     completed = [(problem, completion) for problem in problems for completion in by_task[problem.task_id]]
     programs = [(problem.task_id, problem.program(completion)) for problem, completion in completed]
-    verdicts = run_tests(
-        folder / f"{path.name}_verdicts.jsonl", programs, config.test_runner.timeout, config.test_runner.workers
-    )
-    rows = [
-        {"task_id": problem.task_id, "completion": completion} | verdicts[sha256_of_text(program)]._asdict()
-        for (problem, completion), (_, program) in zip(completed, programs, strict=True)
-    ]
-    write_json_lines(folder / f"{path.name}_results.jsonl", rows)
+    runner = config.test_runner
+    with locked(folder / path.name, beside=True):
+        verdicts = run_tests(folder / f"{path.name}_verdicts.jsonl", programs, runner.timeout, runner.workers)
+        rows = [
+            {"task_id": problem.task_id, "completion": completion} | verdicts[sha256_of_text(program)]._asdict()
+            for (problem, completion), (_, program) in zip(completed, programs, strict=True)
+        ]
+        write_json_lines(folder / f"{path.name}_results.jsonl", rows)
     lines = [
         {"index": problem.index} | row | static_measures(problem, completion) | from_problem(problem, completion)
         for row, (problem, completion) in zip(rows, completed, strict=True)

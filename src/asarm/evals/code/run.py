@@ -2,12 +2,11 @@
 
 Every problem, variant and sample gives one line of `samples.jsonl`, which is a function of them and of the seed, so
 that an interrupted run goes on where it stopped. Completions are written in the format of OpenAI's package, too. Where
-running them is allowed, verdicts are appended to `verdicts.jsonl`, by program. Tables, plot and page are made from
-these files.
+running them is allowed, verdicts are appended to `verdicts.jsonl`, by program and time limit, which may change from run
+to run. Tables, plot and page are made from these files.
 """
 
 import logging
-import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from asarm.evals.code.verdicts import read_verdicts, run_tests
 from asarm.evals.infilling.infill import InfillResult
 from asarm.evals.infilling.run import InfillEvaluation
 from asarm.evals.resumable import Unit
-from asarm.utils.files import sha256_of_file, sha256_of_text
+from asarm.utils.files import file_name, sha256_of_file, sha256_of_text
 from asarm.utils.jsonl import write_json_lines
 
 logger = logging.getLogger(__name__)
 NOT_RUN = "pass@k is not measured: the programs that were completed are run with --allow_code_execution only"
+RUN_BEFORE = "the programs that were completed were run before"
 Problems = dict[str, list[Problem]]  # by split
 
 
@@ -35,6 +35,7 @@ class CodeEvaluation(InfillEvaluation):
     """Groups are splits of the benchmark."""
 
     group_field, trial_field = "split", "sample"
+    may_change = ("allow_code_execution", "workers", "timeout", "data_dir", "problems")
 
     def __init__(self, config: CodeConfig):
         self.code = config
@@ -43,8 +44,7 @@ class CodeEvaluation(InfillEvaluation):
         super().__init__(config, code_systems(config, self.problems), config.samples_per_task)
 
     def settings(self) -> dict[str, Any]:
-        irrelevant = ("allow_code_execution", "workers", "data_dir", "problems")
-        settings = {name: value for name, value in super().settings().items() if name not in irrelevant}
+        settings = {name: value for name, value in super().settings().items() if name not in self.may_change}
         return settings | {"problems_sha256": [sha256_of_file(path) for path in self.files]}
 
     def describe(self, todo: int, total: int) -> str:
@@ -66,17 +66,18 @@ class CodeEvaluation(InfillEvaluation):
         lines = self.lines()
         write_completions(self.output, lines)
         programs = programs_of(lines, self.problems)
-        about_tests = NOT_RUN
+        runner, path = self.code.test_runner, self.output / "verdicts.jsonl"
         if self.code.allow_code_execution:
-            runner = self.code.test_runner
-            run_tests(self.output / "verdicts.jsonl", programs, runner.timeout, runner.workers)
-            about_tests = describe_isolation()
-        verdicts = read_verdicts(self.output / "verdicts.jsonl")
+            run_tests(path, programs, runner.timeout, runner.workers)
+        verdicts = read_verdicts(path, runner.timeout)
         for line, (_, program) in zip(lines, programs, strict=True):
             line |= from_problem(self.problems[line["split"]][line["index"]], line["completion"])
             if verdict := verdicts.get(sha256_of_text(program)):
                 line |= verdict._asdict()
-        metrics = summarise(lines, WANTED_K) | {"judging": about_tests}
+        about_tests = RUN_BEFORE if all("passed" in line for line in lines) else NOT_RUN
+        if self.code.allow_code_execution:
+            about_tests = describe_isolation()
+        metrics = summarise(lines, WANTED_K) | {"judging": about_tests, "timeout": runner.timeout}
         page = code_page(lines, self.problems)
         metrics = self.write_results(metrics, table_md=code_table(metrics), samples_html=page)
         plot_code(self.output)
@@ -109,11 +110,6 @@ def write_completions(output: Path, lines: list[dict]) -> None:
         some.sort(key=lambda line: (line["index"], line["sample"]))
         rows = [{"task_id": line["task_id"], "completion": line["completion"]} for line in some]
         write_json_lines(output / "completions" / split / model / f"{variant}.jsonl", rows)
-
-
-def file_name(name: str) -> str:
-    """A model's or variant's name as that of a file."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[-100:]
 
 
 def evaluate(config: CodeConfig) -> dict:

@@ -1,4 +1,8 @@
-"""Verdicts on completed programs: those that have not been run yet are run; all are kept in a file."""
+"""Verdicts on completed programs, kept in a file: programs are run whose verdict under a time limit is not known yet.
+
+A line of the file holds a verdict, the seconds that the program took and the limit under which it was run. So it tells
+the verdict under other limits, too, unless the program had timed out and the limit is now higher.
+"""
 
 import json
 import logging
@@ -8,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from asarm.evals.code.sandbox.isolation import describe_isolation
-from asarm.evals.code.sandbox.runner import Limits, Verdict, check_all
+from asarm.evals.code.sandbox.runner import TIMED_OUT, Limits, Verdict, check_all
 from asarm.utils.files import sha256_of_text
 from asarm.utils.jsonl import read_json_lines, write_json_lines
 from asarm.utils.progress import update_seconds
@@ -16,15 +20,28 @@ from asarm.utils.progress import update_seconds
 logger = logging.getLogger(__name__)
 
 
-def read_verdicts(path: Path) -> dict[str, Verdict]:
-    """{SHA-256 of the program: verdict}, of all programs that have been run."""
-    return {line["program_sha256"]: Verdict(line["passed"], line["result"]) for line in read_json_lines(path)}
+def verdict_under(line: dict, timeout: float) -> Verdict | None:
+    """What a line of a file of verdicts tells about a limit of `timeout` seconds; None if that is nothing."""
+    if "timeout" not in line:  # written before lines had it
+        return None
+    if line["result"] == TIMED_OUT and timeout > line["timeout"]:
+        return None
+    return Verdict(line["passed"], line["result"]) if line["seconds"] <= timeout else Verdict(False, TIMED_OUT)
+
+
+def read_verdicts(path: Path, timeout: float) -> dict[str, Verdict]:
+    """{SHA-256 of the program: verdict} under a limit of `timeout` seconds, of all programs of which it is known."""
+    verdicts: dict[str, Verdict] = {}
+    for line in read_json_lines(path):
+        if verdict := verdict_under(line, timeout):
+            verdicts.setdefault(line["program_sha256"], verdict)
+    return verdicts
 
 
 def run_tests(path: Path, programs: Iterable[tuple[str, str]], timeout: float, workers: int) -> dict[str, Verdict]:
     """Verdicts on programs that end with their tests, as `read_verdicts` gives them.
 
-    Each different program that is not in the file yet is run once, and its verdict appended when it ends.
+    Each different program whose verdict is not known is run once, and its verdict appended when it ends.
 
     Args:
         path: the file of verdicts, JSON lines.
@@ -34,7 +51,7 @@ def run_tests(path: Path, programs: Iterable[tuple[str, str]], timeout: float, w
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_lines(path, read_json_lines(path))  # without the torn line of an interrupted run
-    verdicts = read_verdicts(path)
+    verdicts = read_verdicts(path, timeout)
     different = {sha256_of_text(program): (task_id, program) for task_id, program in programs}
     todo = [(digest, *some) for digest, some in different.items() if digest not in verdicts]
     if not todo:
@@ -43,9 +60,10 @@ def run_tests(path: Path, programs: Iterable[tuple[str, str]], timeout: float, w
     logger.info("%d of %d different programs to run", len(todo), len(different))
     finished = check_all([program for _, _, program in todo], Limits(seconds=timeout), workers)
     with path.open("a", encoding="utf-8") as file:
-        for index, verdict in tqdm(finished, total=len(todo), unit="program", mininterval=update_seconds()):
+        for index, verdict, seconds in tqdm(finished, total=len(todo), unit="program", mininterval=update_seconds()):
             digest, task_id, _ = todo[index]
             line = {"task_id": task_id, "program_sha256": digest, **verdict._asdict()}
+            line |= {"seconds": seconds, "timeout": timeout}
             file.write(json.dumps(line) + "\n")
             file.flush()
             verdicts[digest] = verdict

@@ -11,6 +11,8 @@ from asarm.utils.errors import InputError
 WIKITEXT, OPENWEBTEXT = "wikitext", "openwebtext"
 JOINED, ROWS = "joined", "rows"
 SCORED, WHOLE = "scored", "whole"
+START_TOKEN_HELP = "the causal model reads its bos token first, and so scores the first token, too, as `evaluate` does"
+ENTROPY_HELP = f"entropy of the tokens that the causal model scores ({SCORED}), or of the whole text's ({WHOLE})"
 BATCH_1 = "-batch-1"  # at the end of the names of variants that decode one text at a time
 
 
@@ -46,12 +48,8 @@ class DecodingEvalConfig(ModelsConfig):
         0, "this many texts are decoded once more, each alone, as the paper does, for seconds a text at batch size 1"
     )
     judge: str = option("gpt2-large", "causal language model that gives perplexities; self: the decoding model")
-    add_start_token: bool = option(
-        False, "the causal model reads its bos token first, and so scores the first token, too, as `evaluate` does"
-    )
-    entropy_of: str = option(
-        SCORED, f"entropy of the tokens that the causal model scores ({SCORED}), or of the whole text's ({WHOLE})"
-    )
+    add_start_token: bool = option(False, START_TOKEN_HELP)
+    entropy_of: str = option(SCORED, ENTROPY_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -236,7 +236,7 @@ def seen(folder):
 def test_what_a_program_started_is_ended_without_namespaces_too(name, monkeypatch):
     refused = "supervisor.Linux.enter_namespaces = lambda self: False\nsupervisor.main()"
     monkeypatch.setattr(runner, "START_SUPERVISOR", runner.START_SUPERVISOR.replace("supervisor.main()", refused))
-    verdicts = dict(check_all([HOSTILE[name], BENIGN], QUICK))
+    verdicts = {index: verdict for index, verdict, _ in check_all([HOSTILE[name], BENIGN], QUICK)}
     assert not verdicts[0].passed
     assert verdicts[1].passed
 
@@ -258,7 +258,7 @@ def test_hostile(name, canary, server, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(folders))
     known = f"CANARY, PID, PORT = {str(canary)!r}, {os.getpid()}, {server.getsockname()[1]}\n"
     before, start = seen(canary), time.monotonic()
-    verdicts = dict(check_all([known + HOSTILE[name], BENIGN, BENIGN], QUICK))
+    verdicts = {index: verdict for index, verdict, _ in check_all([known + HOSTILE[name], BENIGN, BENIGN], QUICK)}
     assert time.monotonic() - start < 10  # a second, and whatever else this machine is doing
     assert not verdicts[0].passed
     assert len(verdicts[0].result) < 500

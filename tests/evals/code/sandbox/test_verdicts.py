@@ -66,8 +66,8 @@ def test_strange_sources_fail_and_nothing_else():
 def test_order_is_that_of_completion_and_all_are_run():
     programs = ["import time\ntime.sleep(0.8)", "", "1 / 0"]
     verdicts = list(check_all(programs, workers=2))
-    assert [index for index, _ in verdicts] == [1, 2, 0]
-    assert [verdict.passed for _, verdict in verdicts] == [True, False, True]
+    assert [index for index, _, _ in verdicts] == [1, 2, 0]
+    assert [verdict.passed for _, verdict, _ in verdicts] == [True, False, True]
 
 
 def test_verdicts_are_reproducible():
@@ -98,6 +98,6 @@ def test_humaneval():
 
     canonical = [program(problem, problem["canonical_solution"]) for problem in problems]
     broken = [program(problem, " " * 4 + "raise NotImplementedError\n") for problem in problems]
-    verdicts = dict(check_all(canonical + broken))
+    verdicts = {index: verdict for index, verdict, _ in check_all(canonical + broken)}
     assert [verdicts[index].result for index in range(len(problems))] == ["passed"] * len(problems)
     assert not any(verdicts[len(problems) + index].passed for index in range(len(problems)))

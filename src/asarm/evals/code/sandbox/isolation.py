@@ -93,7 +93,8 @@ def _isolation() -> dict[str, bool]:
         secret.write_text("secret")
         secret.chmod(0o644)
         values = {"port": server.getsockname()[1], "folder": folder, "pid": os.getpid()} | asdict(LIMITS)
-        verdicts = dict(check_all([probe.format(**values) for probe in PROBES.values()], LIMITS, workers=1))
+        finished = check_all([probe.format(**values) for probe in PROBES.values()], LIMITS, workers=1)
+        verdicts = {index: verdict for index, verdict, _ in finished}
     return {name: verdicts[index].passed for index, name in enumerate(PROBES)}
 
 

@@ -82,11 +82,13 @@ def check(program: str, limits: Limits = Limits()) -> Verdict:
     Its globals are empty, as in OpenAI's runner, so `__name__` is not "__main__". Raises RuntimeError if the sandbox
     itself does not start, which no program can bring about.
     """
-    return _run(program, limits, threading.Event())
+    return _run(program, limits, threading.Event())[0]
 
 
-def check_all(programs: Sequence[str], limits: Limits = Limits(), workers: int = 2) -> Iterator[tuple[int, Verdict]]:
-    """Yield (index, verdict) of each program, in order of completion, `workers` at a time.
+def check_all(
+    programs: Sequence[str], limits: Limits = Limits(), workers: int = 2
+) -> Iterator[tuple[int, Verdict, float]]:
+    """Yield (index, verdict, seconds that it took) of each program, in order of completion, `workers` at a time.
 
     Whatever ends the iteration, an interrupt or an iterator that is dropped, ends all that still runs. Raises
     ValueError for workers < 1, and RuntimeError as `check` does.
@@ -102,24 +104,24 @@ def check_all(programs: Sequence[str], limits: Limits = Limits(), workers: int =
             # Without a time limit, a signal that comes just before the wait is not seen until a program has ended.
             done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
             for future in done:
-                yield futures[future], future.result()
+                yield futures[future], *future.result()
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-def _run(program: str, limits: Limits, stop: threading.Event) -> Verdict:
+def _run(program: str, limits: Limits, stop: threading.Event) -> tuple[Verdict, float]:
     token = secrets.token_hex(TOKEN_BYTES // 2).encode()
     with _sandbox(token + program.encode("utf-8", "surrogatepass"), limits) as (process, report_pipe, output_pipe):
-        report, output, in_time = _listen(report_pipe, output_pipe, limits, stop)
+        report, output, in_time, seconds = _listen(report_pipe, output_pipe, limits, stop)
     if not report.startswith(READY):
         raise RuntimeError(f"the sandbox of generated code did not start: {_last_line(output) or 'no message'}")
     end = report[len(READY) :]
     if secrets.compare_digest(end, token):
-        return Verdict(True, PASSED)
+        return Verdict(True, PASSED), seconds
     if not in_time:
-        return Verdict(False, TIMED_OUT)
-    return Verdict(False, FAILED + (_last_line(end) or _reason_of_death(process.returncode, output)))
+        return Verdict(False, TIMED_OUT), limits.seconds
+    return Verdict(False, FAILED + (_last_line(end) or _reason_of_death(process.returncode, output))), seconds
 
 
 @contextmanager
@@ -159,33 +161,38 @@ def _sandbox(request: bytes, limits: Limits) -> Iterator[tuple[subprocess.Popen[
 
 def _listen(
     report_pipe: IO[bytes], output_pipe: IO[bytes], limits: Limits, stop: threading.Event
-) -> tuple[bytes, bytes, bool]:
-    """Read both pipes until the report ends: (report, output, whether it ended in time).
+) -> tuple[bytes, bytes, bool, float]:
+    """Read both pipes until the report ends: (report, output, whether it ended in time, seconds from the program's
+    start to the last news of the report, at most the limit).
 
     Both are cut at their limits, but read on, so that a program that prints without end neither fills our memory nor
     waits for a reader.
     """
     report, output = bytearray(), bytearray()
     room = {report_pipe.fileno(): (report, REPORT_BYTES), output_pipe.fileno(): (output, limits.output_bytes)}
-    started, deadline = False, time.monotonic() + START_SECONDS
+    start, news, deadline = None, 0.0, time.monotonic() + START_SECONDS
     with selectors.DefaultSelector() as selector:
         for descriptor in room:
             selector.register(descriptor, selectors.EVENT_READ)
         while report_pipe.fileno() in selector.get_map():
             left = deadline - time.monotonic()
             if left <= 0:
-                return bytes(report), bytes(output), False
+                break
             if stop.is_set():
                 raise _Stopped
             for key, _ in selector.select(min(left, POLL_SECONDS)):
                 piece = os.read(key.fd, 1 << 16)
+                news = time.monotonic() if key.fd == report_pipe.fileno() else news
                 kept, size = room[key.fd]
                 kept += piece[: size - len(kept)]
                 if not piece:
                     selector.unregister(key.fd)
-            if not started and report.startswith(READY):
-                started, deadline = True, time.monotonic() + limits.seconds
-    return bytes(report), bytes(output), True
+            if start is None and report.startswith(READY):
+                start = time.monotonic()
+                deadline = start + limits.seconds
+        in_time = report_pipe.fileno() not in selector.get_map()
+    seconds = 0.0 if start is None else min(max(news - start, 0.0), limits.seconds)
+    return bytes(report), bytes(output), in_time, seconds
 
 
 def _last_line(text: bytes) -> str:

@@ -126,7 +126,7 @@ def set_limits(limits: dict[str, float], other_tasks: int) -> None:
     values = {
         "AS": int(limits["memory_mb"]) << 20,
         "CORE": 0,
-        "CPU": int(limits["seconds"]) + 2,  # the runner's clock ends it before
+        "CPU": (int(limits["seconds"]) + 2) * int(limits["processes"]),  # the runner's clock ends all threads before
         "FSIZE": int(limits["file_mb"]) << 20,
         "NOFILE": 64,
         "NPROC": int(limits["processes"]) + other_tasks,
