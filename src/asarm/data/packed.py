@@ -187,6 +187,12 @@ class LocalBatches:
         return self
 
     def __next__(self) -> np.ndarray:
+    def __enter__(self) -> "LocalBatches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open; `StreamBatches` has processes to end."""
+
         """This process's next batch [batch, N]: numbers rank, rank + ranks, rank + 2 ranks, ..."""
         rows = batch_rows(len(self.blocks), self.next * self.ranks + self.rank, self.batch, self.seed)
         self.next += 1

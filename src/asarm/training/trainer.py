@@ -107,7 +107,8 @@ class Trainer:
         than the first, and when a signal stopped the run, which then has a checkpoint to resume from."""
         training, first, stopping = self.config.training, self.step, False
         self.begin()
-        with StopRequest() as stop, progress_bar("training", "step", training.max_steps, first, self.is_main) as bar:
+        bar = progress_bar("training", "step", training.max_steps, first, self.is_main)
+        with self.batches, StopRequest() as stop, bar:
             while self.step < training.max_steps and not stopping:
                 with self.meter.step():
                     losses = self.train_step(stop=bool(stop.signal))
@@ -280,4 +281,5 @@ class Trainer:
     def dry_run(self) -> str:
         """What `run` would do: sizes, an estimate of memory, and the first batch as text. Writes no results."""
         self.open_batches()
-        return self.summary.dry_run([self.codec.decode(row) for row in next(self.batches).tolist()])
+        with self.batches:
+            return self.summary.dry_run([self.codec.decode(row) for row in next(self.batches).tolist()])
