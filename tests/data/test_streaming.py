@@ -30,6 +30,9 @@ class Numbers:
     def encode(self, text):
         return [int(word) + 3 for word in text.split()]
 
+    def document_end(self, kind):
+        return [0] if kind == "eos" else [1, 0]
+
 
 def numbered(folder, documents, files, kind="jsonl"):
     """Documents of SIZE - 1 tokens, all the document's number, so that with eos each fills a packed sequence."""

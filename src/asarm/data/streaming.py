@@ -73,11 +73,11 @@ def held_out_blocks(config: DataConfig, codec: TextCodec, count: int) -> np.ndar
 
     Raises InputError if they do not fill one.
     """
-    parts, total = [], 0
+    parts, total, end = [], 0, codec.document_end(config.document_end)
     for texts in texts_of(open_dataset(config), config.dataset, 100):
         for text in texts:
             if is_held_out(text, config.held_out):
-                parts.append(document_ids(codec, text))
+                parts.append(document_ids(codec, text, end))
         total = sum(map(len, parts))
         if total >= count * config.block_size:
             break
@@ -109,6 +109,7 @@ class PackedStreams(torch.utils.data.IterableDataset):
     ):
         self.dataset, self.config, self.codec = open_dataset(config), config, codec
         self.batch, self.seed, self.readers, self.states = batch, seed, readers, states
+        self.end = codec.document_end(config.document_end)
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray, dict]]:
         worker = torch.utils.data.get_worker_info()
@@ -164,10 +165,10 @@ class PackedStreams(torch.utils.data.IterableDataset):
         return rows[np.random.default_rng(key).permutation(len(rows))], tokens[whole:]
 
     def tokens(self, text: str) -> np.ndarray:
-        """Tokens [n] int32 of one document, closed by eos; none if it is held out."""
+        """Tokens [n] int32 of one document, with its end; none if it is held out."""
         if is_held_out(text, self.config.held_out):
             return np.empty(0, dtype=np.int32)
-        return document_ids(self.codec, text)
+        return document_ids(self.codec, text, self.end)
 
 
 class StreamBatches:
