@@ -7,14 +7,19 @@ from XLNet-base on OpenWebText or StarCoder's Python; they need a GPU and the Hu
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
+
+import torch
 
 from asarm.cli.presets import Protocol, given_options, split_preset
 from asarm.data.config import DataConfig
+from asarm.models.backbone import AnyOrderModel
 from asarm.objective.loss import DraftLossConfig
 from asarm.objective.masking import MaskingConfig
 from asarm.training.config import ModelConfig, RunConfig, TrainingConfig
 from asarm.training.presets import NOT_THE_PAPERS, NOTES, PRESETS
+from asarm.training.validation import TextScore, TextScorer
 from asarm.utils.config import OptionParser, flat
 from asarm.utils.logging_setup import quiet_libraries
 
@@ -51,6 +56,24 @@ def protocol_of(preset: str | None) -> Protocol | None:
     )
 
 
+def load_text_scorer(name: str, device: torch.device) -> TextScorer:
+    """What scores the texts that validation decodes. name: self for the model in training, or a causal language model.
+
+    Raises InputError if that cannot be loaded.
+    """
+    from asarm.evals.decoding.generative_perplexity import causal_scorer, self_scorer  # slow to import
+
+    if name == "self":
+        return lambda model, texts, tokens: self_scorer(model)(texts, tokens)
+    scorer = causal_scorer(name, device)
+
+    @torch.autocast(device.type, enabled=False)
+    def score(_: AnyOrderModel, texts: Sequence[str], tokens: torch.Tensor) -> Sequence[TextScore]:
+        return scorer(texts, tokens)
+
+    return score
+
+
 def main(arguments: list[str]) -> None:
     """Run the command with its command-line arguments."""
     config = parse_arguments(arguments)
@@ -58,7 +81,7 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("datasets").setLevel(logging.ERROR)
     from asarm.training.trainer import Trainer  # slow to import, and not needed for --help
 
-    trainer = Trainer(config)
+    trainer = Trainer(config, load_text_scorer)
     protocol = protocol_of(split_preset(arguments, PRESETS)[0])
     if protocol and trainer.is_main:
         print(protocol.describe(flat(config)), flush=True)

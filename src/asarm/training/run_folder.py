@@ -13,7 +13,7 @@ from asarm.utils.provenance import provenance
 MAY_CHANGE = {
     "output_dir", "cache_dir", "num_workers", "gradient_accumulation_steps", "gradient_checkpointing", "torch_compile",
     "eval_steps", "eval_blocks", "eval_decodings", "save_steps", "save_total_limit", "logging_steps", "report_to",
-    "resume", "dry_run",
+    "perplexity_model", "tracker_project", "tracker_run", "resume", "dry_run",
 }  # fmt: skip
 # Settings that were added later, with the values that earlier runs had.
 ADDED = {"document_end": "eos"}
