@@ -1,9 +1,9 @@
 """Train an AS-ARM: `python -m asarm train [PRESET] [options]`.
 
 A preset gives the defaults, and every option overrides it. `tiny`: a small model of Python's standard library, minutes
-on two cores, offline. `paper-nlp`, `paper-nlp-infill`, `paper-code`, `paper-code-single-line`: the paper's recipes,
-from XLNet-base on OpenWebText or StarCoder's Python; they need a GPU and the Hub. Without a preset `--train_files` (or
-`--dataset`) and `--output_dir` are required. The same command resumes a run that was interrupted.
+on two cores, offline. `paper-nlp`, `paper-nlp-continued`, `paper-nlp-infill`, `paper-code`, `paper-code-single-line`:
+the paper's recipes, on OpenWebText or StarCoder's Python; they need a GPU and the Hub. Without a preset
+`--train_files` (or `--dataset`) and `--output_dir` are required. The same command resumes a run that was interrupted.
 """
 
 import logging
@@ -40,9 +40,11 @@ def parse_arguments(arguments: list[str]) -> RunConfig:
     )
     if preset:
         values = {"output_dir": f"results/train-{preset}"} | PRESETS[preset]
-        # Another source replaces all that the preset says of its own.
-        if {"--train_files", "--dataset"} & given_options(options):
-            values = {name: value for name, value in values.items() if name not in SOURCE}
+        # Another source, or another model to start from, replaces all that the preset says of its own.
+        given = given_options(options)
+        replaced = set(SOURCE) if {"--train_files", "--dataset"} & given else set()
+        replaced |= {"init_revision"} if "--init_from" in given else set()
+        values = {name: value for name, value in values.items() if name not in replaced}
         parser.set_defaults(**values)
     return RunConfig(*parser.parse_args_into_dataclasses(options, look_for_args_file=False))
 
