@@ -10,8 +10,8 @@ The paper's are those of the scripts of its repository (arXiv 2504.20456):
 
 and of what all of these call, finetune_xlnet_distributed.py: XLNet-base, sequences packed to 512 tokens, AdamW with
 torch's defaults, a learning rate of 1e-5 for each 32 sequences of a step, linear warm-up and decay, gradients clipped
-to 1; and of its packed_dataset.py: documents end with what the tokenizer adds, and eos. Ours are bfloat16 (theirs:
-float32), weight decay on matrices only (theirs: on all weights), and the steps between validations and checkpoints.
+to 1; and of its packed_dataset.py: documents end with what the tokenizer adds, and eos. Steps between validations and
+checkpoints are ours, and what NOT_THE_PAPERS and NOTES say.
 
 They are written for one GPU. On n GPUs divide `gradient_accumulation_steps` by n: the data, the masks and the learning
 rate stay the same.
