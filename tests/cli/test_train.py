@@ -19,12 +19,35 @@ from asarm.utils.errors import InputError
         (["paper-code", "--train_files", "src"], {"dataset": "", "train_files": ["src"], "mask_low": 0.85}),
         (["tiny", "--dataset", "d"], {"dataset": "d", "train_files": []}),
         (["paper-code", "--train-files", "src"], {"dataset": "", "train_files": ["src"]}),
+        (["paper-nlp-continued", "--init_from", "m"], {"init_from": "m", "init_revision": "", "mask_low": 0.9}),
     ],
 )
 def test_presets(arguments, expected):
     values = flat(parse_arguments(arguments))
     assert {name: values[name] for name in expected} == expected
     assert values["output_dir"] == f"results/train-{arguments[0]}"
+
+
+@pytest.mark.parametrize(
+    ("preset", "sequences", "texts", "peak", "rates"),
+    [
+        ("paper-nlp", 24_000_000, 32, 1e-5, (0.15, 0.85, 0.99)),
+        ("paper-nlp-continued", 120_000_000, 384, 1.2e-4, (0.90, 0.90, 0.99)),
+        ("paper-nlp-infill", 120_000_000, 256, 8e-5, (0.15, 0.60, 0.75)),
+        ("paper-code", 24_000_000, 32, 1e-5, (0.15, 0.85, 0.99)),
+        ("paper-code-single-line", 120_000_000, 256, 8e-5, (0.01, 0.05, 0.25)),
+    ],
+)
+def test_recipes_of_the_paper(preset, sequences, texts, peak, rates):
+    config = parse_arguments([preset])
+    assert config.sequences_per_step(1) == texts
+    assert config.training.max_steps * texts == sequences
+    assert config.training.learning_rate * config.learning_rate_scale(1) == pytest.approx(peak)
+    assert (config.masking.mask_start, config.masking.mask_low, config.masking.mask_high) == rates
+    assert config.masking.mask_warmup_steps == config.training.warmup_steps
+    assert config.data.document_end == "tokenizer"
+    start = ("therealgabeguo/ASARM", "nlp") if preset.endswith("continued") else ("xlnet/xlnet-base-cased", "")
+    assert (config.training.init_from, config.training.init_revision) == start
 
 
 def test_unknown_names():

@@ -10,16 +10,19 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from asarm.data import packed, readers
 from asarm.data.config import DataConfig
-from asarm.data.packed import batch_rows, local_corpus, pack
+from asarm.data.packed import batch_rows, blocks, local_corpus, pack
 from asarm.data.readers import documents
+from asarm.data.streaming import StreamBatches, held_out_blocks, is_held_out
 from asarm.data.tokenizer_training import corpus_text, train_tokenizer
 from asarm.tokenization.codec import TextCodec
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
 from support.training import PROSE, run_config
+from support.xlnet_tokenizer import train_xlnet_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +230,63 @@ def test_packing_loses_nothing_and_closes_documents():
     assert blocks.tolist() == [[5, 6, 7, 0, 8], [0, 9, 10, 11, 12]]
     with pytest.raises(InputError, match="less than one block"):
         pack([[1]], eos=0, block_size=5)
+
+
+@pytest.fixture(scope="module")
+def xlnet_codec():
+    return TextCodec(train_xlnet_tokenizer(PROSE, 400))
+
+
+def as_the_tokenizer_ends_them(codec, texts):
+    """Documents as `PackedDataset` of the paper's repository joins them."""
+    return [id for text in texts for id in [*codec.tokenizer(text)["input_ids"], codec.eos_token_id]]
+
+
+def test_documents_can_end_as_the_tokenizer_ends_them(tmp_path, xlnet_codec, monkeypatch):
+    monkeypatch.setattr(readers, "PIECE", 1000)
+    texts = [PROSE[:5000], "The cats sat.", PROSE[200:300]]
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = {"held_out": 0.5, "document_end": "tokenizer"}
+    tokens = local(tmp_path, xlnet_codec, tmp_path / "a.jsonl", **options)
+    expected = as_the_tokenizer_ends_them(xlnet_codec, texts)
+    cut = len(tokens[0]) - 3  # a file's end is held out; both parts end
+    assert expected[-3:] == [4, 3, 2]
+    assert tokens[0].tolist() == [*expected[:cut], 4, 3, 2]
+    assert tokens[1].tolist() == expected[cut:]
+    with_eos = local(tmp_path, xlnet_codec, tmp_path / "a.jsonl", held_out=0.5)
+    assert not {3, 4} & set(with_eos[0].tolist())
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_streamed_documents_can_end_as_the_tokenizer_ends_them(tmp_path, xlnet_codec):
+    texts = [f"The {n} cats of house {n} sat." for n in range(200)]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = DataConfig(
+        dataset=str(folder), streams=1, num_workers=0, shuffle_buffer=1000, held_out=0.2, block_size=16,
+        document_end="tokenizer",
+    )  # fmt: skip
+    held_out = [is_held_out(text, 0.2) for text in texts]
+    parts = [
+        as_the_tokenizer_ends_them(xlnet_codec, [t for t, out in zip(texts, held_out, strict=True) if out == wanted])
+        for wanted in (False, True)
+    ]
+    train, expected = (blocks(np.array(part), 16) for part in parts)
+    assert held_out_blocks(config, xlnet_codec, 1000).tolist() == expected.tolist()
+    batches = StreamBatches(config, xlnet_codec, 1, seed=0, rank=0, ranks=1)
+    assert sorted(next(batches)[0].tolist() for _ in train) == sorted(train.tolist())
+
+
+def test_a_tokenizer_that_begins_texts_cannot_end_documents(codec):
+    tokenizer = train_tokenizer([PROSE], 300)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<eos> $A <eos>", special_tokens=[("<eos>", 0)]
+    )
+    assert codec.document_end("tokenizer") == codec.document_end("eos") == [0]
+    with pytest.raises(InputError, match="begins a text, with <eos>: use --document_end eos"):
+        TextCodec(tokenizer).document_end("tokenizer")
 
 
 def test_each_epoch_reads_every_block_once():

@@ -1,14 +1,17 @@
 """Streamed datasets: every document once, across processes and resumptions."""
 
 import json
+import zlib
 from itertools import islice
 
 import datasets
+import httpx
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets.exceptions import DatasetNotFoundError
+from datasets.table import CastError
 
 from asarm.data.config import DataConfig
 from asarm.data.streaming import StreamBatches, held_out_blocks, is_held_out, open_dataset, texts_of
@@ -26,6 +29,9 @@ class Numbers:
 
     def encode(self, text):
         return [int(word) + 3 for word in text.split()]
+
+    def document_end(self, kind):
+        return [0] if kind == "eos" else [1, 0]
 
 
 def numbered(folder, documents, files, kind="jsonl"):
@@ -176,7 +182,7 @@ def test_datasets_without_text(tmp_path):
     [
         ('["17"]', r"the field text holds \['17'\] \(list\), not text"),
         ("17", r"the field text holds 17 \(int\), not text"),
-        ('"17 \\ud800"', "a row of the dataset cannot be read|cannot be opened"),
+        ('"17 \\ud800"', "cannot be read any further|cannot be opened"),
     ],
 )
 def test_rows_without_text(tmp_path, value, message):
@@ -184,10 +190,35 @@ def test_rows_without_text(tmp_path, value, message):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.jsonl").write_text('{"text": null}\n{"text": ""}\n\n{"text": "17"}\n')
     config = stream_config(tmp_path / "corpus", streams=1)
-    assert [text for texts in texts_of(open_dataset(config), 10) for text in texts] == ["17"]
+    assert [text for texts in texts_of(open_dataset(config), config.dataset, 10) for text in texts] == ["17"]
     (tmp_path / "corpus" / "a.jsonl").write_text(f'{{"text": {value}}}\n')
     with pytest.raises(InputError, match=message) as caught:
-        list(texts_of(open_dataset(config), 10))
+        list(texts_of(open_dataset(config), config.dataset, 10))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (httpx.ReadTimeout("no answer\nin time"), "no answer in time"),
+        (ConnectionError("Server Disconnected"), "Server Disconnected"),
+        (TimeoutError(), "TimeoutError"),
+        (EOFError("Compressed file ended"), "Compressed file ended"),
+        (zlib.error("invalid block type"), "invalid block type"),
+        (pyarrow.ArrowInvalid("magic bytes not found"), "magic bytes"),
+        (CastError("Couldn't cast\nx: string", table_column_names=[], requested_column_names=[]), "cast x: string"),
+    ],
+)
+def test_sources_that_break_off(error, reason):
+    class Source:
+        def iter(self, batch):
+            yield {"text": ["one", None, ""]}
+            raise error
+
+    texts = texts_of(Source(), "some/data", 3)
+    assert next(texts) == ["one"]
+    with pytest.raises(InputError, match=f"^the dataset some/data cannot be read any further: .*{reason}") as caught:
+        next(texts)
     assert "\n" not in str(caught.value)
 
 

@@ -506,7 +506,8 @@ ERRORS = {
 }
 PARSERS = [
     "infill", "draft_head", "sources", "code judge", "train",
-    *(f"train {name}" for name in ("tiny", "paper-nlp", "paper-nlp-infill", "paper-code", "paper-code-single-line")),
+    *(f"train {name}" for name in ("tiny", "paper-nlp", "paper-nlp-continued", "paper-nlp-infill")),
+    *(f"train {name}" for name in ("paper-code", "paper-code-single-line")),
     *(f"{command} {preset}" for command in ("decode", "stories", "language", "code") for preset in ("tiny", "paper")),
 ]  # fmt: skip
 

@@ -107,6 +107,18 @@ def test_a_run_with_other_settings_is_one_clear_error(tmp_path):
     assert steps(tmp_path / "run") == [10]
 
 
+def test_a_run_of_an_earlier_version_goes_on_if_its_settings_are_as_they_were(tmp_path):
+    Trainer(run_config(tmp_path, max_steps=10)).run()
+    path = tmp_path / "run" / "config.json"
+    settings = json.loads(path.read_text())
+    for later in ("document_end", "perplexity_model", "tracker_project", "tracker_run"):
+        del settings[later]
+    path.write_text(json.dumps(settings))
+    assert Trainer(run_config(tmp_path, max_steps=10)).step == 10
+    with pytest.raises(InputError, match="document_end 'eos', now 'tokenizer'"):
+        Trainer(run_config(tmp_path, max_steps=10, document_end="tokenizer"))
+
+
 def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch):
     trainer = Trainer(run_config(tmp_path, max_steps=50, eval_steps=10, save_total_limit=2, eval_decodings=0))
     scores = {10: 5.0, 20: 3.0, 30: 4.0, 40: 4.5, 50: 6.0}

@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
 
 from asarm import load
+from asarm.cli.train import load_text_scorer
 from asarm.data.tokenizer_training import train_tokenizer
+from asarm.evals.decoding.generative_perplexity import causal_scorer
 from asarm.training.config import TrainingConfig
+from asarm.training.distributed import start_trackers
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
 from support.training import PROSE, run_config
@@ -130,6 +133,50 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten(tmp_path
     weights = load(tmp_path / "run" / "checkpoint-000010" / "model")[0].parameters()
     assert all(torch.isfinite(weight).all() for weight in weights)
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_masking_rates_are_logged(tmp_path):
+    """Those that the micro-batches of a step had, of which each has its part of the range."""
+    Trainer(run_config(tmp_path, max_steps=4, logging_steps=1, mask_low=0.4, mask_high=0.8, eval_decodings=0)).run()
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").open())
+    for line in [line for line in lines if "joint" in line]:
+        assert 0.4 <= line["mask_rate_low"] <= 0.6 <= line["mask_rate_high"] <= 0.8
+        assert line["mask_rate"] == pytest.approx((line["mask_rate_low"] + line["mask_rate_high"]) / 2)
+
+
+def test_decoded_texts_are_scored(tmp_path):
+    """By the model itself, and by another one, which is loaded at the start."""
+    small = {"max_steps": 2, "eval_decodings": 3}
+    assert "gen_perplexity" not in Trainer(run_config(tmp_path, **small)).run()
+    scored = Trainer(run_config(tmp_path, **small, output_dir=str(tmp_path / "self")), load_text_scorer).run()
+    model, codec = load(tmp_path / "self" / "model")
+    assert 100 < scored["gen_perplexity"] < 1000  # it has hardly learnt, and has about 400 tokens
+    assert 3 < scored["gen_entropy"] <= 5  # bits, of 32 tokens
+    folder = tmp_path / "causal"
+    GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=64, n_embd=8, n_layer=1, n_head=1)).save_pretrained(folder)
+    codec.save_pretrained(folder)
+    scorer = load_text_scorer(str(folder), torch.device("cpu"))
+    (found,) = scorer(model, ["The cats sat."], torch.zeros(1, 1))
+    assert tuple(found) == tuple(causal_scorer(str(folder), torch.device("cpu"))(["The cats sat."], None)[0])
+    small |= {"perplexity_model": str(tmp_path / "nowhere")}
+    with pytest.raises(InputError, match="nowhere"):
+        Trainer(run_config(tmp_path, **small), load_text_scorer)
+    assert Trainer(run_config(tmp_path, **small, dry_run=True), load_text_scorer).dry_run()
+
+
+@pytest.mark.parametrize(("run", "expected"), [("", "run"), ("third try", "third try")])
+def test_names_in_trackers(tmp_path, run, expected):
+    class Trackers:
+        log_with = ("wandb",)
+
+        def init_trackers(self, project, config, init_kwargs):
+            self.begun = (project, config, init_kwargs["wandb"], init_kwargs["trackio"])
+
+    config = TrainingConfig(output_dir=str(tmp_path / "run"), tracker_project="cats", tracker_run=run)
+    trackers = Trackers()
+    start_trackers(trackers, config, {"seed": 1, "extensions": [".txt"]})
+    name = {"name": expected}
+    assert trackers.begun == ("cats", {"seed": 1, "extensions": "['.txt']"}, name, name)
 
 
 def test_dry_run_says_what_would_be_done(tmp_path):

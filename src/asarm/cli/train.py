@@ -1,21 +1,26 @@
 """Train an AS-ARM: `python -m asarm train [PRESET] [options]`.
 
 A preset gives the defaults, and every option overrides it. `tiny`: a small model of Python's standard library, minutes
-on two cores, offline. `paper-nlp`, `paper-nlp-infill`, `paper-code`, `paper-code-single-line`: the paper's recipes,
-from XLNet-base on OpenWebText or StarCoder's Python; they need a GPU and the Hub. Without a preset `--train_files` (or
-`--dataset`) and `--output_dir` are required. The same command resumes a run that was interrupted.
+on two cores, offline. `paper-nlp`, `paper-nlp-continued`, `paper-nlp-infill`, `paper-code`, `paper-code-single-line`:
+the paper's recipes, on OpenWebText or StarCoder's Python; they need a GPU and the Hub. Without a preset
+`--train_files` (or `--dataset`) and `--output_dir` are required. The same command resumes a run that was interrupted.
 """
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
+import torch
+
 from asarm.cli.presets import Protocol, given_options, split_preset
 from asarm.data.config import DataConfig
+from asarm.models.backbone import AnyOrderModel
 from asarm.objective.loss import DraftLossConfig
 from asarm.objective.masking import MaskingConfig
 from asarm.training.config import ModelConfig, RunConfig, TrainingConfig
 from asarm.training.presets import NOT_THE_PAPERS, NOTES, PRESETS
+from asarm.training.validation import TextScore, TextScorer
 from asarm.utils.config import OptionParser, flat
 from asarm.utils.folder_lock import locked
 from asarm.utils.logging_setup import quiet_libraries
@@ -37,9 +42,11 @@ def parse_arguments(arguments: list[str]) -> RunConfig:
     )
     if preset:
         values = {"output_dir": f"results/train-{preset}"} | PRESETS[preset]
-        # Another source replaces all that the preset says of its own.
-        if {"--train_files", "--dataset"} & given_options(options):
-            values = {name: value for name, value in values.items() if name not in SOURCE}
+        # Another source, or another model to start from, replaces all that the preset says of its own.
+        given = given_options(options)
+        replaced = set(SOURCE) if {"--train_files", "--dataset"} & given else set()
+        replaced |= {"init_revision"} if "--init_from" in given else set()
+        values = {name: value for name, value in values.items() if name not in replaced}
         parser.set_defaults(**values)
     return RunConfig(*parser.parse_args_into_dataclasses(options, look_for_args_file=False))
 
@@ -51,6 +58,24 @@ def protocol_of(preset: str | None) -> Protocol | None:
     return Protocol(
         {name: value for name, value in PRESETS[preset].items() if name not in NO_PROTOCOL} | NOT_THE_PAPERS, NOTES
     )
+
+
+def load_text_scorer(name: str, device: torch.device) -> TextScorer:
+    """What scores the texts that validation decodes. name: self for the model in training, or a causal language model.
+
+    Raises InputError if that cannot be loaded.
+    """
+    from asarm.evals.decoding.generative_perplexity import causal_scorer, self_scorer  # slow to import
+
+    if name == "self":
+        return lambda model, texts, tokens: self_scorer(model)(texts, tokens)
+    scorer = causal_scorer(name, device)
+
+    @torch.autocast(device.type, enabled=False)
+    def score(_: AnyOrderModel, texts: Sequence[str], tokens: torch.Tensor) -> Sequence[TextScore]:
+        return scorer(texts, tokens)
+
+    return score
 
 
 def main(arguments: list[str]) -> None:
@@ -66,12 +91,12 @@ def main(arguments: list[str]) -> None:
     if protocol and is_first_process():
         print(protocol.describe(flat(config)), flush=True)
     if config.training.dry_run:
-        trainer = Trainer(config)
+        trainer = Trainer(config, load_text_scorer)
         about = trainer.dry_run()
         if trainer.is_main:
             print(about)
         return
     with locked(config.training.output_dir) if is_first_process() else nullcontext():
-        metrics = Trainer(config).run()
+        metrics = Trainer(config, load_text_scorer).run()
     for name, value in metrics.items():
         print(f"{name:20} {value:.4g}" if isinstance(value, float) else f"{name:20} {value}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from asarm.utils.config import check, check_at_least, option
+from asarm.utils.config import check, check_at_least, check_choices, option
 
 
 @dataclass
@@ -18,10 +18,15 @@ class CorpusConfig:
         "", "field of JSON, CSV, parquet and datasets with the text; the default is text, or else content"
     )
     held_out: float = option(0.02, "share of the data that is kept for validation")
+    document_end: str = option(
+        "eos", "what ends a document: eos; or tokenizer: what the tokenizer puts after a text, as XLNet's sep and cls, "
+        "and eos, as in the paper's training",
+    )  # fmt: skip
     cache_dir: str = option("", "where tokens of local files are kept; the default is ~/.cache/asarm")
 
     def __post_init__(self) -> None:
         check(0 < self.held_out <= 0.5, f"held_out must lie in (0, 0.5], not {self.held_out}")
+        check_choices("document_end", [self.document_end], ("eos", "tokenizer"))
 
     def names(self, path: Path) -> bool:
         """Whether a file is named itself, and so must be readable; one that is only in a folder is passed over."""

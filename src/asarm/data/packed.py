@@ -1,7 +1,8 @@
 """Local corpora: text, JSON lines, parquet and folders of source files, tokenised once and memory-mapped.
 
-A corpus is two streams of tokens, one for training and one held out, in which every document ends with eos. Packed
-sequences are windows of a stream, and which of them a batch holds is a function of the seed and the batch's number.
+A corpus is two streams of tokens, one for training and one held out, in which every document ends with eos, and what
+the tokenizer puts after a text, if that is wished. Packed sequences are windows of a stream, and which of them a batch
+holds is a function of the seed and the batch's number.
 """
 
 import functools
@@ -32,10 +33,10 @@ def token_ids(codec: TextCodec, text: str) -> np.ndarray:
     return ids[ids != codec.mask_token_id]
 
 
-def document_ids(codec: TextCodec, text: str) -> np.ndarray:
-    """Token ids of a whole document, closed by eos: [n] int32."""
+def document_ids(codec: TextCodec, text: str, end: list[int]) -> np.ndarray:
+    """Token ids of a whole document, closed by `end` (see `TextCodec.document_end`): [n] int32."""
     parts = [token_ids(codec, piece) for _, piece in pieces(io.StringIO(text))]
-    return np.concatenate([*parts, np.array([codec.eos_token_id], dtype=np.int32)])
+    return np.concatenate([*parts, np.array(end, dtype=np.int32)])
 
 
 def local_corpus(config: CorpusConfig, codec: TextCodec) -> tuple[np.ndarray, np.ndarray]:
@@ -69,14 +70,14 @@ def write_streams(files: list[Path], config: CorpusConfig, codec: TextCodec, dty
     folder.mkdir()
     every = round(1 / config.held_out)
     many = len(files) >= 2 * every
-    skipped, eos = 0, np.array([codec.eos_token_id])
+    skipped, end = 0, np.array(codec.document_end(config.document_end))
     with (folder / TRAIN).open("w+b") as train_file, (folder / HELD_OUT).open("w+b") as held_out_file:
         train, held_out = TokenWriter(train_file, dtype), TokenWriter(held_out_file, dtype)
         for index, path in enumerate(files):
             stream = held_out if many and index % every == every - 1 else train
             start = len(stream)
             try:
-                write_documents(path, config.text_field, codec, stream)
+                write_documents(path, config.text_field, codec, end, stream)
             except InputError:
                 if config.names(path):
                     raise
@@ -86,19 +87,20 @@ def write_streams(files: list[Path], config: CorpusConfig, codec: TextCodec, dty
             if not many:
                 held_out_tokens = round(config.held_out * (len(train) - start))
                 held_out.append(train.cut(len(train) - held_out_tokens))
-                held_out.append(eos)
-            stream.append(eos)
+                held_out.append(end)
+            stream.append(end)
     if skipped:
         logger.warning("%d of %d files are skipped: they are empty or cannot be read", skipped, len(files))
 
 
-def write_documents(path: Path, text_field: str, codec: TextCodec, stream: "TokenWriter") -> None:
-    """Append a file's documents, with eos between them. Raises InputError if it cannot be read or has no tokens."""
+def write_documents(path: Path, text_field: str, codec: TextCodec, end: np.ndarray, stream: "TokenWriter") -> None:
+    """Append a file's documents, with `end` [e] between them. Raises InputError if it cannot be read or has no
+    tokens."""
     start = len(stream)
     for is_first, piece in documents(path, text_field):
         ids = token_ids(codec, piece)
         if is_first and len(stream) > start and len(ids):
-            stream.append(np.array([codec.eos_token_id]))  # of the document before
+            stream.append(end)  # of the document before
         stream.append(ids)
     if len(stream) == start:
         raise InputError(f"{path} is empty")
@@ -128,7 +130,9 @@ class TokenWriter:
 
 def _digest(files: list[Path], config: CorpusConfig, codec: TextCodec) -> str:
     """What the tokens depend on, as 32 hexadecimal digits."""
-    total = hashlib.sha256(repr((CACHE_VERSION, config.text_field, config.held_out, codec.white_space_tokens)).encode())
+    settings = (CACHE_VERSION, config.text_field, config.held_out, codec.white_space_tokens)
+    special = (codec.document_end(config.document_end), codec.mask_token_id)  # which the tokenizer's text does not name
+    total = hashlib.sha256(repr(settings + special).encode())
     total.update(codec.tokenizer.backend_tokenizer.to_str().encode())
     for path in files:
         total.update(repr((path.suffixes, config.names(path))).encode())
@@ -185,6 +189,12 @@ class LocalBatches:
         self.blocks, self.batch, self.seed = blocks, batch, seed
         self.rank, self.ranks, self.next = rank, ranks, start
         self.states: dict[int, dict] = {}  # those of `StreamBatches`; here the step says it all
+
+    def __enter__(self) -> "LocalBatches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open; `StreamBatches` has processes to end."""
 
     def __iter__(self) -> "LocalBatches":
         return self

@@ -10,9 +10,9 @@ were given out: a resumed reader reads the chunk again and skips those.
 """
 
 import os
-import signal
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import datasets
 import fsspec.asyn
@@ -23,10 +23,10 @@ from datasets.distributed import split_dataset_by_node
 from asarm.data.config import DataConfig
 from asarm.data.packed import document_ids
 from asarm.data.readers import document_text, find_field
+from asarm.data.worker_processes import WorkerProcesses
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
-from asarm.utils.hub_errors import as_input_error, dataset_errors
-from asarm.utils.preemption import SIGNALS
+from asarm.utils.hub_errors import dataset_errors, dataset_reading_errors
 
 TOKENIZER_DOCUMENTS = 10_000
 
@@ -56,12 +56,15 @@ def is_held_out(text: str, share: float) -> bool:
     return zlib.crc32(text.encode("utf-8", "surrogatepass")) < share * 2**32
 
 
-def texts_of(dataset: datasets.IterableDataset, batch: int) -> Iterator[list[str]]:
-    """The dataset's texts, `batch` at a time; empty ones are left out. Raises InputError for what is no text."""
-    with as_input_error(lambda reason: f"a row of the dataset cannot be read: {reason}", ValueError):
+def texts_of(dataset: datasets.IterableDataset, name: str, batch: int) -> Iterator[list[str]]:
+    """The texts of the dataset, named `name`, `batch` at a time; empty ones are left out.
+
+    Raises InputError for files that are damaged or cannot be reached, and for what is no text.
+    """
+    with dataset_reading_errors(name):
         for rows in dataset.iter(batch):
-            ((name, column),) = rows.items()
-            texts = (document_text(value, "a row of the dataset", name) for value in column)
+            ((field, column),) = rows.items()
+            texts = (document_text(value, f"a row of the dataset {name}", field) for value in column)
             yield [text for text in texts if text]
 
 
@@ -70,11 +73,11 @@ def held_out_blocks(config: DataConfig, codec: TextCodec, count: int) -> np.ndar
 
     Raises InputError if they do not fill one.
     """
-    parts, total = [], 0
-    for texts in texts_of(open_dataset(config), 100):
+    parts, total, end = [], 0, codec.document_end(config.document_end)
+    for texts in texts_of(open_dataset(config), config.dataset, 100):
         for text in texts:
             if is_held_out(text, config.held_out):
-                parts.append(document_ids(codec, text))
+                parts.append(document_ids(codec, text, end))
         total = sum(map(len, parts))
         if total >= count * config.block_size:
             break
@@ -89,7 +92,7 @@ def held_out_blocks(config: DataConfig, codec: TextCodec, count: int) -> np.ndar
 
 def tokenizer_texts(config: DataConfig) -> Iterator[str]:
     """The first documents of the dataset, to train a tokenizer on."""
-    for texts in texts_of(open_dataset(config).take(TOKENIZER_DOCUMENTS), 100):
+    for texts in texts_of(open_dataset(config).take(TOKENIZER_DOCUMENTS), config.dataset, 100):
         yield from texts
 
 
@@ -106,6 +109,7 @@ class PackedStreams(torch.utils.data.IterableDataset):
     ):
         self.dataset, self.config, self.codec = open_dataset(config), config, codec
         self.batch, self.seed, self.readers, self.states = batch, seed, readers, states
+        self.end = codec.document_end(config.document_end)
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray, dict]]:
         worker = torch.utils.data.get_worker_info()
@@ -133,7 +137,7 @@ class PackedStreams(torch.utils.data.IterableDataset):
             if state["source"] is not None:
                 source.load_state_dict(state["source"])
             found = 0
-            for texts in texts_of(source, self.config.shuffle_buffer):
+            for texts in texts_of(source, self.config.dataset, self.config.shuffle_buffer):
                 tokens = np.concatenate([np.array(state["left_over"], dtype=np.int32), *map(self.tokens, texts)])
                 found += len(tokens)
                 rows, left_over = self.shuffled(tokens, [self.seed, 4, reader, state["epoch"], state["chunk"]])
@@ -161,20 +165,16 @@ class PackedStreams(torch.utils.data.IterableDataset):
         return rows[np.random.default_rng(key).permutation(len(rows))], tokens[whole:]
 
     def tokens(self, text: str) -> np.ndarray:
-        """Tokens [n] int32 of one document, closed by eos; none if it is held out."""
+        """Tokens [n] int32 of one document, with its end; none if it is held out."""
         if is_held_out(text, self.config.held_out):
             return np.empty(0, dtype=np.int32)
-        return document_ids(self.codec, text)
-
-
-def _ignore_stop_signals(_: int) -> None:
-    """Ignore a cluster's signals, which go to all processes: the trainer ends its step, saves, and ends the workers."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        return document_ids(self.codec, text, self.end)
 
 
 class StreamBatches:
     """This process's batches of a streamed dataset, and the states of its readers after the last of them.
+
+    As a context manager it ends, at last, the processes that read.
 
     rank, ranks: this process, and how many there are. start: how many batches this process had before. states: of all
     readers at that point; those that are missing begin at the beginning. Raises InputError if the processes cannot
@@ -202,10 +202,13 @@ class StreamBatches:
         workers = max(n for n in range(config.num_workers + 1) if n == 0 or len(mine) % n == 0)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn about processes that fork
         packed = PackedStreams(config, codec, batch, seed, mine, self.states)
-        loader = torch.utils.data.DataLoader(
-            packed, batch_size=None, num_workers=workers, worker_init_fn=_ignore_stop_signals
-        )
-        self.batches = iter(loader)
+        self.workers = WorkerProcesses(packed, workers)
+
+    def __enter__(self) -> "StreamBatches":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.workers.__exit__(*error)
 
     def __iter__(self) -> "StreamBatches":
         return self
@@ -213,10 +216,10 @@ class StreamBatches:
     def __next__(self) -> np.ndarray:
         """The next batch [batch, N] int32."""
         try:
-            reader, rows, state = next(self.batches)
+            reader, rows, state = next(self.workers)
         except InputError as error:  # torch puts a worker's traceback into the message
             raise InputError(
                 str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
             ) from error
         self.states[reader] = state
-        return np.asarray(rows)
+        return rows

@@ -80,6 +80,21 @@ class TextCodec:
         """Token ids of a text, without special tokens around it."""
         return self.tokenizer.encode(self.write_white_space(text), add_special_tokens=False, verbose=False)
 
+    def document_end(self, kind: str) -> list[int]:
+        """Ids that end a document. kind: "eos", or "tokenizer" for what the tokenizer puts after a text, and eos.
+
+        Raises InputError for "tokenizer" when the tokenizer puts something before a text, too.
+        """
+        if kind == "eos":
+            return [cast(int, self.eos_token_id)]
+        text = self.tokenizer("a", return_special_tokens_mask=True)
+        if text["special_tokens_mask"][0]:
+            first = self.tokenizer.convert_ids_to_tokens(text["input_ids"][0])
+            raise InputError(f"this tokenizer also begins a text, with {first}: use --document_end eos")
+        pairs = zip(text["input_ids"], text["special_tokens_mask"], strict=True)
+        after = [token for token, special in pairs if special]
+        return [*after, cast(int, self.eos_token_id)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included, without any clean-up of white space."""
         text = ""

@@ -55,10 +55,15 @@ class TrainingConfig:
     eval_steps: int = option(200, "steps between validations")
     eval_blocks: int = option(64, "held-out sequences whose exact NLL is computed")
     eval_decodings: int = option(8, "held-out sequences decoded speculatively, 95 % of them masked; 0 for none")
+    perplexity_model: str = option(
+        "self", "causal language model that gives their generative perplexity; self: the model in training"
+    )
     save_steps: int = option(200, "steps between checkpoints")
     save_total_limit: int = option(2, "newest checkpoints kept, besides the one with the best validation")
     logging_steps: int = option(10, "steps between lines of metrics.jsonl")
     report_to: list[str] = option(["none"], "trackers: tensorboard, wandb, trackio, or none")
+    tracker_project: str = option("asarm", "project of wandb and trackio; tensorboard's folder in output_dir")
+    tracker_run: str = option("", "name of the run in wandb and trackio; the default is that of output_dir")
     resume: str = option(
         "auto", "auto: resume from the newest whole checkpoint in output_dir, if any; never; or a checkpoint folder"
     )

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -101,11 +102,12 @@ def wrap(
     return accelerator.prepare(loss, new_optimizer(loss, config))
 
 
-def start_trackers(accelerator: Accelerator, settings: dict) -> None:
+def start_trackers(accelerator: Accelerator, config: TrainingConfig, settings: dict) -> None:
     """Begin a run of the trackers, if there are any."""
     if accelerator.log_with:
         simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
-        accelerator.init_trackers("asarm", config=simple)
+        name = {"name": config.tracker_run or Path(config.output_dir).resolve().name}
+        accelerator.init_trackers(config.tracker_project, simple, init_kwargs={"wandb": name, "trackio": name})
 
 
 def unwrapped_model(accelerator: Accelerator, loss: torch.nn.Module) -> AnyOrderModel:

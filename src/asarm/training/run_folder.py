@@ -13,8 +13,10 @@ from asarm.utils.provenance import provenance
 MAY_CHANGE = {
     "output_dir", "cache_dir", "num_workers", "gradient_accumulation_steps", "gradient_checkpointing", "torch_compile",
     "eval_steps", "eval_blocks", "eval_decodings", "save_steps", "save_total_limit", "logging_steps", "report_to",
-    "resume", "dry_run",
+    "perplexity_model", "tracker_project", "tracker_run", "resume", "dry_run",
 }  # fmt: skip
+# Settings that were added later, with the values that earlier runs had.
+ADDED = {"document_end": "eos"}
 
 
 class RunFolder:
@@ -44,7 +46,7 @@ class RunFolder:
         if not self.config.exists():
             return
         try:
-            before = json.loads(self.config.read_text(encoding="utf-8"))
+            before = ADDED | json.loads(self.config.read_text(encoding="utf-8"))
             changed = [name for name in settings if name not in MAY_CHANGE and before[name] != settings[name]]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(

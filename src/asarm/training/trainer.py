@@ -6,6 +6,7 @@ the uninterrupted one bit for bit, and 2 processes do what one does with twice t
 """
 
 import logging
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -54,9 +55,14 @@ def initial_model(config: RunConfig, resumed: Path | None) -> tuple[AnyOrderMode
 
 
 class Trainer:
-    """One training run. Build it, then call `run`; results are in `config.training.output_dir`."""
+    """One training run. Build it, then call `run`; results are in `config.training.output_dir`.
 
-    def __init__(self, config: RunConfig):
+    load_scorer: loads what scores the texts that validation decodes, named by `perplexity_model`; None for no scores.
+    """
+
+    def __init__(
+        self, config: RunConfig, load_scorer: Callable[[str, torch.device], validation.TextScorer] | None = None
+    ):
         self.config = config
         self.accelerator = distributed.new_accelerator(config.training)
         self.processes, self.rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -75,6 +81,9 @@ class Trainer:
             config, model.config, parameters, self.data.training_blocks, self.processes, device.type
         )
         self.meter = ThroughputMeter(config.tokens_per_step(self.processes), device)
+        self.scorer = None
+        if load_scorer is not None and self.is_main and config.training.eval_decodings and not config.training.dry_run:
+            self.scorer = load_scorer(config.training.perplexity_model, device)
         self.prepare(model)
 
     def checkpoint_to_resume(self) -> Path | None:
@@ -107,7 +116,8 @@ class Trainer:
         than the first, and when a signal stopped the run, which then has a checkpoint to resume from."""
         training, first, stopping = self.config.training, self.step, False
         self.begin()
-        with StopRequest() as stop, progress_bar("training", "step", training.max_steps, first, self.is_main) as bar:
+        bar = progress_bar("training", "step", training.max_steps, first, self.is_main)
+        with self.batches, StopRequest() as stop, bar:
             while self.step < training.max_steps and not stopping:
                 with self.meter.step():
                     losses = self.train_step(stop=bool(stop.signal))
@@ -131,7 +141,7 @@ class Trainer:
             if self.resumed:
                 logger.info("resumed at step %d from %s", self.step, self.resumed)
         self.accelerator.wait_for_everyone()
-        distributed.start_trackers(self.accelerator, self.settings)
+        distributed.start_trackers(self.accelerator, self.config.training, self.settings)
         self.open_batches()
         if self.is_main:
             logger.info("%s", self.summary.describe())
@@ -148,20 +158,20 @@ class Trainer:
     def train_step(self, stop: int = 0) -> dict[str, float]:
         """One optimiser step over all micro-batches of all processes.
 
-        Returns mean losses, the norm of the gradient, and `stop`, summed over processes. Raises FloatingPointError for
-        a loss or gradient that is not finite, before anything is changed.
+        Returns mean losses, the norm of the gradient, the mean, lowest and highest masking rate, and `stop`, summed
+        over processes. Raises FloatingPointError for a loss or gradient that is not finite, before anything is changed.
         """
         training, count = self.config.training, self.config.training.gradient_accumulation_steps
         total = count * self.processes
         rng = np.random.default_rng([training.seed, 3, self.step])
         quantiles = (rng.permutation(total) + rng.random(total)) / total
+        rates = [self.config.masking.rate(self.step, quantile) for quantile in quantiles]
         seeds = rng.integers(2**62, size=total)
         losses = torch.zeros(2, device=self.accelerator.device)  # joint, draft
         for index in range(count):
             number = index * self.processes + self.rank
-            rate = self.config.masking.rate(self.step, quantiles[number])
             with nullcontext() if index == count - 1 else self.accelerator.no_sync(self.loss):
-                losses += self.backward(rate, int(seeds[number])) / total
+                losses += self.backward(rates[number], int(seeds[number])) / total
         norm = self.accelerator.clip_grad_norm_(self.loss.parameters(), training.max_grad_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         sums = self.accelerator.reduce(torch.cat((losses, losses.new_tensor([stop]))), "sum")
@@ -176,7 +186,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return {"joint": joint, "draft": draft, "grad_norm": norm, "stop": stops}
+        masking = {"mask_rate": float(np.mean(rates)), "mask_rate_low": min(rates), "mask_rate_high": max(rates)}
+        return {"joint": joint, "draft": draft, "grad_norm": norm, "stop": stops} | masking
 
     def backward(self, rate: float, seed: int) -> torch.Tensor:
         """Add the gradient of the next micro-batch at a masking rate. Returns joint and draft loss [2], detached."""
@@ -206,7 +217,8 @@ class Trainer:
         model, scores = distributed.whole_model(self.accelerator, self.loss), {}
         if self.is_main and model is not None:
             with self.accelerator.autocast():
-                scores = validation.validate(model, self.data.held_out, self.config.training.eval_decodings)
+                decodings = self.config.training.eval_decodings
+                scores = validation.validate(model, self.codec, self.data.held_out, decodings, self.scorer)
         self.accelerator.wait_for_everyone()
         return scores
 
@@ -280,4 +292,5 @@ class Trainer:
     def dry_run(self) -> str:
         """What `run` would do: sizes, an estimate of memory, and the first batch as text. Writes no results."""
         self.open_batches()
-        return self.summary.dry_run([self.codec.decode(row) for row in next(self.batches).tolist()])
+        with self.batches:
+            return self.summary.dry_run([self.codec.decode(row) for row in next(self.batches).tolist()])

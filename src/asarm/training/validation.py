@@ -1,7 +1,8 @@
-"""Validation on held-out sequences: exact joint NLL of masked tokens, the cost of decoding, and n-gram baselines."""
+"""Validation on held-out sequences: exact joint NLL of masked tokens, decoding (cost, quality), n-gram baselines."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,20 +13,36 @@ from asarm.objective.loss import log_prob
 from asarm.objective.masking import random_targets
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.codec import TextCodec
 
 RATES = (0.15, 0.5, 0.95)  # masking rates
 DECODED_RATE = 0.95
 BASELINE_BLOCKS = 20_000
 
 
-def validate(model: AnyOrderModel, blocks: np.ndarray, decodings: int) -> dict[str, float]:
-    """Exact joint NLL (nats a token) of blocks [n, N] at each masking rate, and what decoding some of them costs.
+class TextScore(Protocol):
+    """nll: mean negative log-likelihood under the scoring model, nats a token. entropy: of its tokens, bits."""
+
+    @property
+    def nll(self) -> float: ...
+    @property
+    def entropy(self) -> float: ...
+
+
+# Takes the model in training, B decoded texts and their tokens [B, N] int64, and scores each text.
+TextScorer = Callable[[AnyOrderModel, Sequence[str], torch.Tensor], Sequence[TextScore]]
+
+
+def validate(
+    model: AnyOrderModel, codec: TextCodec, blocks: np.ndarray, decodings: int, scorer: TextScorer | None = None
+) -> dict[str, float]:
+    """Exact joint NLL (nats a token) of blocks [n, N] at each masking rate, and `decoding_scores` of some of them.
 
     Masks and seeds are always the same. decodings: how many blocks are decoded.
     """
     with _evaluating(model):
         scores = {f"nll_{rate}": float(masked_nll(model, blocks, rate, seed=0).mean()) for rate in RATES}
-        return scores | (decoding_cost(model, evenly(blocks, decodings)) if decodings else {})
+        return scores | (decoding_scores(model, codec, evenly(blocks, decodings), scorer) if decodings else {})
 
 
 def mean_nll(scores: dict[str, float]) -> float | None:
@@ -53,16 +70,26 @@ def masked_nll(model: AnyOrderModel, blocks: np.ndarray, rate: float, seed: int,
     return (-torch.cat(scores).cpu() / target.sum(1)).numpy()
 
 
-def decoding_cost(model: AnyOrderModel, blocks: np.ndarray) -> dict[str, float]:
-    """NFE a token, and the share of drafts accepted, of ASSD with self drafts on blocks [n, N], most of them masked."""
+def decoding_scores(
+    model: AnyOrderModel, codec: TextCodec, blocks: np.ndarray, scorer: TextScorer | None
+) -> dict[str, float]:
+    """NFE a token, and the share of drafts accepted, of ASSD with self drafts on blocks [n, N], most of them masked.
+
+    With a scorer also the mean generative perplexity, and the mean entropy, of the decoded texts.
+    """
     tokens = torch.from_numpy(np.ascontiguousarray(blocks)).long()
     target = random_targets(len(tokens), tokens.shape[1], DECODED_RATE, torch.Generator().manual_seed(1))
     target = target.to(model.device)
     result = sample(model, tokens.to(model.device), ~target, target, SamplerConfig(), range(len(tokens)))
-    return {
+    scores = {
         "assd_nfe_per_token": float(result.nfe.sum() / result.targets.sum()),
         "assd_acceptance": float(result.accepted.sum() / result.proposed.sum().clamp(min=1)),
     }
+    if scorer is not None:
+        texts = scorer(model, [codec.decode(row) for row in result.tokens.tolist()], result.tokens)
+        scores["gen_perplexity"] = float(np.mean([np.exp(text.nll) for text in texts]))
+        scores["gen_entropy"] = float(np.mean([text.entropy for text in texts]))
+    return scores
 
 
 def ngram_baselines(train_blocks: np.ndarray, blocks: np.ndarray, vocab_size: int) -> dict[str, float]:

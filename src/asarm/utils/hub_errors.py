@@ -1,5 +1,8 @@
 """Errors of the Hugging Face libraries, and of the network below them, as one-line `InputError`s."""
 
+import asyncio
+import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,8 @@ from huggingface_hub.errors import (
 )
 
 from asarm.utils.errors import InputError, first_line
+
+MOST_SHOWN = 300  # characters of another library's message
 
 
 @contextmanager
@@ -93,3 +98,22 @@ def dataset_errors(name: str) -> Iterator[None]:
         raise InputError(f"the dataset {name} cannot be reached: {first_line(error)}") from error
     except (ValueError, DatasetsError) as error:
         raise InputError(f"the dataset {name} cannot be opened: {first_line(error)}") from error
+
+
+@contextmanager
+def dataset_reading_errors(name: str) -> Iterator[None]:
+    """Turn errors of reading a dataset that was opened into InputError: of its files, of decompression, of the network
+    (after the retries of `datasets`)."""
+    import pyarrow
+    from datasets.exceptions import DatasetsError  # slow to import
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        OSError, EOFError, ValueError, asyncio.TimeoutError, zlib.error, lzma.LZMAError, pyarrow.ArrowException,
+        httpx.HTTPError, httpx.StreamError, DatasetsError,
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())[:MOST_SHOWN] or type(error).__name__
+        raise InputError(f"the dataset {name} cannot be read any further: {reason}") from error

@@ -136,7 +136,7 @@ def test_an_interrupted_run_goes_on(results, models, monkeypatch):
         (
             "fields",
             ["--judge", "gpt2"],
-            "lines of its samples.jsonl have no model, length, variant, batch, nfe, targets, gen_nll, text",
+            "have no model, length, variant, batch, nfe, targets, gen_nll, text",
         ),
     ],
 )
