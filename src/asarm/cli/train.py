@@ -11,14 +11,14 @@ from typing import Any, cast
 
 from asarm.cli.presets import given_options, split_preset
 from asarm.data.config import DataConfig
-from asarm.objective.loss import DraftLossConfig
+from asarm.objective.loss import LossConfig
 from asarm.objective.masking import MaskingConfig
 from asarm.training.config import ModelConfig, RunConfig, TrainingConfig
 from asarm.training.presets import PRESETS
 from asarm.utils.config import OptionParser
 from asarm.utils.logging_setup import quiet_libraries
 
-PARTS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, DraftLossConfig)
+PARTS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, LossConfig)
 SOURCE = ("train_files", "extensions", "text_field", "dataset", "dataset_dir", "dataset_revision", "dataset_split")
 
 

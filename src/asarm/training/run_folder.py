@@ -15,6 +15,8 @@ MAY_CHANGE = {
     "eval_steps", "eval_blocks", "eval_decodings", "save_steps", "save_total_limit", "logging_steps", "report_to",
     "resume", "dry_run",
 }  # fmt: skip
+# Settings that were added later, with the values that earlier runs had.
+ADDED = {"objective": "joint", "order": "ascending", "loss_scale": "none", "unpacked": False}
 
 
 class RunFolder:
@@ -44,7 +46,7 @@ class RunFolder:
         if not self.config.exists():
             return
         try:
-            before = json.loads(self.config.read_text(encoding="utf-8"))
+            before = ADDED | json.loads(self.config.read_text(encoding="utf-8"))
             changed = [name for name in settings if name not in MAY_CHANGE and before[name] != settings[name]]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
