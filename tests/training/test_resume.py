@@ -14,6 +14,7 @@ import time
 import pytest
 import torch
 
+from asarm.training.run_folder import ADDED
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
 from support.training import assert_same_weights, die_at, run_config, steps
@@ -105,6 +106,18 @@ def test_a_run_with_other_settings_is_one_clear_error(tmp_path):
         Trainer(longer)
     assert (tmp_path / "run" / "config.json").read_text() == before
     assert steps(tmp_path / "run") == [10]
+
+
+def test_a_run_of_an_earlier_version_can_be_continued(tmp_path):
+    """It lacks settings that were added since, and had what is now their default."""
+    Trainer(run_config(tmp_path, max_steps=10)).run()
+    path = tmp_path / "run" / "config.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in before.items() if name not in ADDED}))
+    assert {name: before[name] for name in ADDED} == ADDED
+    assert Trainer(run_config(tmp_path, max_steps=10)).step == 10
+    with pytest.raises(InputError, match="objective 'joint', now 'parallel'"):
+        Trainer(run_config(tmp_path, max_steps=10, objective="parallel", draft_weight=0.0))
 
 
 def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch):

@@ -33,13 +33,13 @@ class TrainingLoss(torch.nn.Module):
 
     def __init__(self, model: AnyOrderModel, config: LossConfig, gaps: MaskingPattern):
         super().__init__()
-        self.model, self.config, self.gaps = model, config, gaps
+        self.model, self.loss_config, self.gaps = model, config, gaps
 
     def forward(
         self, tokens: torch.Tensor, rate: float, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Joint and draft loss (scalars) of tokens [B, N]; the second is None where nothing is drafted."""
-        losses = training_loss(self.model, tokens, rate, self.config, generator, self.gaps)
+        losses = training_loss(self.model, tokens, rate, self.loss_config, generator, self.gaps)
         return losses.joint, losses.draft
 
 
