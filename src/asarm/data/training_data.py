@@ -21,6 +21,7 @@ def train_codec(config: DataConfig, vocab_size: int, white_space: str) -> TextCo
 def sequences(stream: np.ndarray, config: DataConfig, codec: TextCodec) -> np.ndarray | Texts:
     """The sequences [n, N] of a stream of tokens: packed, or one document each."""
     if config.unpacked:
+        assert codec.eos_token_id is not None  # without one there is no training
         return Texts(stream, codec.eos_token_id, config.block_size)
     return blocks(stream, config.block_size)
 
