@@ -43,6 +43,12 @@ def test_under_every_order_the_joint_is_a_distribution_of_its_own(make):
     assert torch.equal(densities[0], log_prob(model, tokens, given, target).sum(1))
 
 
+@pytest.mark.parametrize("turn", [torch.arange(6)[None] - 1, torch.zeros(1, 6, dtype=torch.long), torch.arange(6)])
+def test_turns_are_permutations(turn):
+    with pytest.raises(ValueError, match=r"a permutation of 0\.\.5 in each of 1 rows"):
+        rank_order(GIVEN[None], TARGET[None], turn)
+
+
 @BACKBONES
 @pytest.mark.parametrize("turn", TURNS[1:])
 def test_the_density_under_an_order_is_the_product_of_its_conditionals(make, turn):

@@ -33,7 +33,7 @@ def rank_order(given: torch.Tensor, target: torch.Tensor, turn: torch.Tensor | N
 
     given, target: [B, N] bool, disjoint. Positions that are neither (padding, or tokens left out of a conditional) come
     last and do not count in `length`. turn: [B, N] int64, each row a permutation of 0..N-1; targets are in ascending
-    turn instead. Raises ValueError if a position is both.
+    turn instead. Raises ValueError if a position is both, or turn is something else.
     """
     if (given & target).any():
         raise ValueError("a position cannot be both given and a target")
@@ -41,6 +41,8 @@ def rank_order(given: torch.Tensor, target: torch.Tensor, turn: torch.Tensor | N
     group = torch.full_like(given, 2, dtype=torch.long).masked_fill(target, 1).masked_fill(given, 0)
     within = torch.arange(n, device=given.device).expand(group.shape)
     if turn is not None:
+        if turn.shape != given.shape or not torch.equal(turn.sort(1).values, within):
+            raise ValueError(f"turn must have a permutation of 0..{n - 1} in each of {len(given)} rows")
         within = torch.where(target, turn, within)
     order = (group * n + within).argsort(dim=1)  # [B, N]
     prompt_length = given.sum(1)
