@@ -119,7 +119,7 @@ def target_queries(order: RankOrder, config: LossConfig) -> tuple[torch.Tensor, 
     """
     prompt_length, length = order.prompt_length[:, None], order.length[:, None]  # [B, 1]
     ranks = prompt_length + torch.arange(int((length - prompt_length).max()), device=length.device)
-    return ranks, ranks.minimum(length - 1) if config.objective == "joint" else prompt_length.expand_as(ranks)
+    return ranks, ranks.minimum(length - 1) if config.objective == "joint" else prompt_length.repeat(1, ranks.shape[1])
 
 
 def draft_queries(
