@@ -26,7 +26,7 @@ def decoding_cost(
     model: AnyOrderModel, tokens: torch.Tensor, rate: float, config: SamplerConfig
 ) -> tuple[np.ndarray, list[float]]:
     """Tokens per NFE of each sequence [n], and the mean acceptance of drafts by their index."""
-    target = random_targets(*tokens.shape, rate, torch.Generator().manual_seed(1))
+    target = random_targets(tokens, rate, torch.Generator().manual_seed(1))
     result = sample(model, tokens, ~target, target, config, range(len(tokens)))
     shares = result.accepted.sum(0) / result.proposed.sum(0)
     return (result.targets / result.nfe).numpy(), shares.tolist()

@@ -102,7 +102,7 @@ def random_batch(length: int, targets: int, vocab_size: int, batch: int = 1) -> 
     """Random sequences with this many targets each."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(7, vocab_size, (batch, length), generator=generator)
-    target = random_targets(batch, length, targets / length, generator)
+    target = random_targets(tokens, targets / length, generator)
     return InfillBatch(tokens, ~target, target)
 
 

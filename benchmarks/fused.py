@@ -101,7 +101,7 @@ def packed_task(name: str, codec, path: Path, length: int, count: int, rate: flo
     blocks = torch.from_numpy(pack([codec.encode(read_text(path))], codec.eos_token_id, length)).long()
     generator = torch.Generator().manual_seed(0)
     tokens = blocks[torch.randperm(len(blocks), generator=generator)[:count]]
-    target = random_targets(*tokens.shape, rate, generator)
+    target = random_targets(tokens, rate, generator)
     rows = zip(tokens.split(1), target.split(1), strict=True)
     return Task(f"{name}, {100 * rate:.0f} % masked", [InfillBatch(row, ~masked, masked) for row, masked in rows])
 

@@ -29,7 +29,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, XLNetConf
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.rank_order import rank_order
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
-from asarm.objective.loss import DraftLossConfig, training_loss
+from asarm.objective.loss import LossConfig, training_loss
 from asarm.objective.masking import random_targets
 from asarm.utils.files import write_json
 from asarm.utils.provenance import provenance
@@ -65,7 +65,7 @@ def make_model(name: str, checkpointing: bool) -> PreTrainedModel:
 
 def xlnet_loss(model: XLNetLMHeadModel, tokens: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
     """The joint loss of `training_loss` from `transformers`' XLNet, in position order: masks and one-hot mappings."""
-    target = random_targets(*tokens.shape, rate, generator).to(tokens.device)
+    target = random_targets(tokens, rate, generator).to(tokens.device)
     order = rank_order(~target, target)
     positions = order.order[:, int(order.prompt_length[0]) :]  # [B, S]
     mapping = torch.nn.functional.one_hot(positions, tokens.shape[1]).float()  # [B, S, N]
@@ -80,7 +80,7 @@ def step(name: str, model: PreTrainedModel, tokens: torch.Tensor, rate: float) -
     generator = torch.Generator().manual_seed(1)
     with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda"):
         if name.startswith("asarm"):
-            loss = training_loss(model, tokens, rate, DraftLossConfig(), generator).joint
+            loss = training_loss(model, tokens, rate, LossConfig(), generator).joint
         elif name == REFERENCE:
             loss = xlnet_loss(model, tokens, rate, generator)
         else:

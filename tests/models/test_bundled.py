@@ -33,7 +33,7 @@ def passages():
 
 @pytest.fixture(scope="module")
 def masked(passages):
-    target = random_targets(*passages.shape, 0.95, torch.Generator().manual_seed(0))
+    target = random_targets(passages, 0.95, torch.Generator().manual_seed(0))
     return InfillBatch(passages, ~target, target)
 
 
@@ -95,7 +95,7 @@ def test_fewer_evaluations_than_tokens(model, masked, sequential):
 
 
 def test_real_text_is_likelier_than_shuffled_text(model, passages):
-    target = random_targets(*passages.shape, 0.15, torch.Generator().manual_seed(1))
+    target = random_targets(passages, 0.15, torch.Generator().manual_seed(1))
     shuffled = passages[:, torch.randperm(LENGTH, generator=torch.Generator().manual_seed(2))]
     real, other = (log_prob(model, tokens, ~target).sum() / target.sum() for tokens in (passages, shuffled))
     assert real > other + 1

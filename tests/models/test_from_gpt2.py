@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2ForSequenceC
 
 from asarm import SamplerConfig, load, log_prob, sample
 from asarm.models.from_gpt2 import start_from
-from asarm.objective.loss import DraftLossConfig, training_loss
+from asarm.objective.loss import LossConfig, training_loss
 from asarm.utils.errors import InputError
 from support.hub import Hub
 
@@ -231,7 +231,7 @@ def test_training_lowers_the_loss(folder, sample_text):
     batch = torch.tensor([ids[start : start + 32] for start in range(0, 128, 32)])
 
     def loss() -> torch.Tensor:
-        return training_loss(model, batch, 0.5, DraftLossConfig(), torch.Generator().manual_seed(4)).joint
+        return training_loss(model, batch, 0.5, LossConfig(), torch.Generator().manual_seed(4)).joint
 
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
     losses = []

@@ -12,14 +12,16 @@ from transformers import XLNetConfig, XLNetLMHeadModel
 from asarm.models import backbone
 from asarm.models.rank_order import rank_order
 from asarm.objective.chunked_cross_entropy import cross_entropy
-from asarm.objective.loss import DraftLossConfig, draft_queries, query_nll, training_loss
+from asarm.objective.loss import LossConfig, draft_queries, query_nll, random_turns, training_loss
 from asarm.objective.masking import random_targets
 from support.models import tiny_gpt2, tiny_xlnet
 from support.reference import permutation_mask
 
 VOCABULARY, LENGTH = 23, 12
 MASK = VOCABULARY - 1
-DRAFT = DraftLossConfig(draft_weight=0.7, draft_window=3, draft_share=0.6)
+DRAFT = LossConfig(draft_weight=0.7, draft_window=3, draft_share=0.6)
+RANDOM = LossConfig("joint", "random", draft_weight=0.7, draft_window=3, draft_share=0.6)
+PARALLEL = LossConfig("parallel")
 
 
 def relative_gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -82,14 +84,20 @@ def plain_nll(model, tokens, rank, context, query_positions, query_context) -> t
     return F.cross_entropy(logits.transpose(1, 2), tokens.gather(1, query_positions), reduction="none")
 
 
+def drawn_order(tokens, rate, config, generator):
+    """The order that `training_loss` draws."""
+    target = random_targets(tokens, rate, generator)
+    return rank_order(~target, target, random_turns(tokens, generator) if config.order == "random" else None)
+
+
 def plain_training_losses(model, tokens, rate, draft, generator):
     """`training_loss` by `plain_nll`: joint and draft loss."""
-    target = random_targets(*tokens.shape, rate, generator)
-    order = rank_order(~target, target)
+    order = drawn_order(tokens, rate, draft, generator)
     rank = order.order.argsort(1)
     context = torch.maximum(rank + 1, order.prompt_length[:, None])
     ranks = torch.arange(int(order.prompt_length[0]), LENGTH).expand(len(tokens), -1)
-    joint = plain_nll(model, tokens, rank, context, order.order.gather(1, ranks), ranks)
+    seen = ranks if draft.objective == "joint" else ranks[:, :1].expand_as(ranks)
+    joint = plain_nll(model, tokens, rank, context, order.order.gather(1, ranks), seen)
     if not draft.draft_weight:
         return joint.mean(), None
     ranks, contexts = draft_queries(order, draft, generator)
@@ -162,7 +170,7 @@ def test_whole_logits_never_exist():
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("draft", [DraftLossConfig(), DRAFT], ids=["joint", "draft"])
+@pytest.mark.parametrize("draft", [LossConfig(), DRAFT, RANDOM, PARALLEL], ids=["joint", "draft", "random", "parallel"])
 @pytest.mark.parametrize("rate", [0.15, 0.6, 0.95])
 def test_training_loss_of_gpt2_is_the_plain_one(rows, batch, draft, rate):
     model, tokens = tiny_gpt2(VOCABULARY, 0.3, n_layer=3).train(), random_tokens(batch)
@@ -216,9 +224,10 @@ def xlnet_and_twin():
     return model, twin
 
 
-def twin_loss(twin, tokens, order) -> torch.Tensor:
+def twin_loss(twin, tokens, order, objective="joint") -> torch.Tensor:
     """Mean NLL of the targets by permutation masks and one-hot target mappings."""
-    mask = permutation_mask(order.order.argsort(1), order.prompt_length, order.length)
+    known = order.length if objective == "joint" else order.prompt_length
+    mask = permutation_mask(order.order.argsort(1), order.prompt_length, known)
     mapping = F.one_hot(order.order, LENGTH).float()
     logits = twin(tokens, perm_mask=mask, target_mapping=mapping, use_mems=False).logits  # [B, N, V], in rank order
     target = torch.arange(LENGTH) >= order.prompt_length[:, None]
@@ -232,11 +241,13 @@ def test_losses_and_gradients_of_xlnet_are_those_of_transformers(rows):
         (ragged_loss(model, tokens, order), twin_loss(twin, tokens, order)),
         *(
             (
-                training_loss(model, tokens, rate, DraftLossConfig(), torch.Generator().manual_seed(6)).joint,
-                twin_loss(twin, tokens, rank_order(~target, target)),
+                training_loss(model, tokens, rate, config, torch.Generator().manual_seed(6)).joint,
+                twin_loss(twin, tokens, drawn_order(tokens, rate, config, torch.Generator().manual_seed(6)), objective),
             )
             for rate in (0.15, 0.6, 0.95)
-            for target in [random_targets(*tokens.shape, rate, torch.Generator().manual_seed(6))]
+            for objective, order in (("joint", "ascending"), ("joint", "random"), ("parallel", "ascending"))
+            if objective == "joint" or rate < 0.95  # a prompt of one token leaves no choice to any row
+            for config in [LossConfig(objective, order)]
         ),
     ]:
         torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)
@@ -320,13 +331,15 @@ def test_the_last_rank_is_never_read_and_equal_rows_share_their_mask(make):
 
     spy = SimpleNamespace(hidden=hidden, output_layer=model.output_layer, never_sampled=model.never_sampled)
     tokens = random_tokens(3)
-    joint = training_loss(spy, tokens, 0.6, DraftLossConfig(), torch.Generator().manual_seed(6)).joint
+    joint = training_loss(spy, tokens, 0.6, LossConfig(), torch.Generator().manual_seed(6)).joint
     assert asked["tokens"].shape == (3, LENGTH - 1)
     assert asked["positions"].shape == (3, 7)
     assert [context.shape for context in asked["contexts"]] == [(1, LENGTH - 1), (1, 7)]
     draft = training_loss(spy, tokens, 0.6, DRAFT, torch.Generator().manual_seed(6))
     assert asked["contexts"][1].shape == (3, 7 + 4)
     torch.testing.assert_close(draft.joint, joint)
+    training_loss(spy, tokens, 0.6, PARALLEL, torch.Generator().manual_seed(6))
+    assert [part.shape for part in (asked["tokens"], *asked["contexts"])] == [(3, 5), (1, 5), (1, 7)]  # the prompt only
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_xlnet], ids=["gpt2", "xlnet"])

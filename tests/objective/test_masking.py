@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from asarm.objective.masking import MaskingConfig, MaskingPattern, training_targets
+from asarm.tokenization.batch import PADDING
 
 
 def span_targets_by_hand(target):
@@ -47,6 +48,22 @@ def test_a_share_of_the_sequences_has_its_targets_in_whole_lines():
     mixed = training_targets(tokens, 0.4, MaskingPattern(0.3, 0.5, [newline, eos]), torch.Generator().manual_seed(1))
     assert 60 < int((mixed == target).all(1).sum()) < 140
     assert 30 < int((mixed == span_targets_by_hand(mixed)).all(1).sum()) < 90
+
+
+@pytest.mark.parametrize("pattern", [MaskingPattern(), MaskingPattern(1.0), MaskingPattern(0.0, 1.0, [1, 2])])
+def test_padding_is_never_masked(pattern):
+    """A share of each text's own tokens is; in one span, or at the ends of lines, within the text."""
+    lengths = torch.tensor([20, 13, 7, 2, 1] * 40)[:, None]
+    tokens = torch.randint(0, 9, (200, 20), generator=torch.Generator().manual_seed(0))
+    tokens[torch.arange(20) >= lengths] = PADDING
+    target = training_targets(tokens, 0.5, pattern, torch.Generator().manual_seed(1))
+    assert target.sum(1).tolist() == [10, 6, 3, 1, 1] * 40
+    assert not target[tokens == PADDING].any()
+    if pattern.spans:
+        assert torch.equal(target, span_targets_by_hand(target))
+        assert set(target[1::5].long().argmax(1).tolist()) == set(range(8))  # wherever a span of 6 fits into 13
+    same = training_targets(tokens[::5], 0.5, pattern, torch.Generator().manual_seed(1))
+    assert same.sum(1).tolist() == [10] * 40
 
 
 def test_masking_rates():

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from asarm.data.config import DataConfig
-from asarm.objective.loss import DraftLossConfig
+from asarm.objective.loss import LossConfig
 from asarm.objective.masking import MaskingConfig
 from asarm.training import checkpoint
 from asarm.training.config import ModelConfig, RunConfig, TrainingConfig
@@ -23,7 +23,7 @@ def run_config(tmp_path, **changes):
         "eval_decodings": 2, "cache_dir": str(tmp_path / "cache"), "vocab_size": 400, "n_embd": 32, "n_layer": 2,
         "n_head": 2, "n_positions": 64, "mask_low": 0.3, "draft_weight": 0.5,
     } | changes  # fmt: skip
-    kinds = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, DraftLossConfig)
+    kinds = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, LossConfig)
     return RunConfig(
         *(kind(**{name: values[name] for name in values if name in kind.__dataclass_fields__}) for kind in kinds)
     )

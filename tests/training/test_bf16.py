@@ -50,14 +50,23 @@ def xlnet_folder(tmp_path) -> Path:
     return tmp_path / "xlnet"
 
 
+ABLATIONS = {
+    "paper": {},
+    "random": {"order": "random", "loss_scale": "rate", "draft_weight": 0.5},
+    "parallel": {"objective": "parallel", "unpacked": True},
+}
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("backbone", ["gpt2", "xlnet"])
-def test_training_in_bf16_validates(backbone, tmp_path, xlnet_folder, monkeypatch, capsys):
-    (tmp_path / "prose.txt").write_text(PROSE, encoding="utf-8")
+def test_training_in_bf16_validates(backbone, ablation, tmp_path, xlnet_folder, monkeypatch, capsys):
+    rows = [json.dumps({"text": line * (1 + index % 5)}) for index, line in enumerate(PROSE.splitlines())]
+    (tmp_path / "prose.jsonl").write_text("\n".join(rows), encoding="utf-8")
     options = {
-        "train_files": tmp_path / "prose.txt", "output_dir": tmp_path / "run", "cache_dir": tmp_path / "cache",
+        "train_files": tmp_path / "prose.jsonl", "output_dir": tmp_path / "run", "cache_dir": tmp_path / "cache",
         "block_size": 32, "max_steps": 4, "eval_steps": 2, "eval_blocks": 4, "eval_decodings": 2, "held_out": 0.1,
         "logging_steps": 1, "vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "bf16": True,
-    }  # fmt: skip
+    } | ABLATIONS[ablation]  # fmt: skip
     if backbone == "xlnet":
         options["init_from"] = xlnet_folder
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]

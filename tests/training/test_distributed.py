@@ -50,8 +50,12 @@ def sources(tmp_path_factory):
 
 
 def command(launcher, sources, run, kind="file", **changes):
-    source = {"train_files": sources / "prose.txt"} if kind == "file" else {"dataset": sources / "lines"}
-    options = OPTIONS | source | {"output_dir": run, "cache_dir": sources / "cache"} | changes
+    source = {
+        "file": {"train_files": sources / "prose.txt"},
+        "stream": {"dataset": sources / "lines"},
+        "unpacked": {"train_files": sources / "lines", "unpacked": True, "order": "random", "loss_scale": "rate"},
+    }
+    options = OPTIONS | source[kind] | {"output_dir": run, "cache_dir": sources / "cache"} | changes
     return [*launcher, "train", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
 
@@ -98,8 +102,9 @@ def single(sources, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "kind"), [(TORCHRUN, "file"), (TORCHRUN, "stream"), (ACCELERATE, "file")],
-    ids=["torchrun-file", "torchrun-stream", "accelerate-file"],
+    ("launcher", "kind"),
+    [(TORCHRUN, "file"), (TORCHRUN, "stream"), (TORCHRUN, "unpacked"), (ACCELERATE, "file")],
+    ids=["torchrun-file", "torchrun-stream", "torchrun-unpacked", "accelerate-file"],
 )  # fmt: skip
 def test_two_processes_give_the_curve_of_one(sources, single, tmp_path, launcher, kind):
     run = tmp_path / "run"

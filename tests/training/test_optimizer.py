@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asarm.objective.loss import DraftLossConfig
+from asarm.objective.loss import LossConfig
 from asarm.objective.masking import MaskingPattern
 from asarm.training.distributed import TrainingLoss
 from asarm.training.optimizer import Muon, new_optimizer, orthogonal
@@ -58,6 +58,6 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, monkeypatch):
 def test_where_it_does_not_work(tmp_path):
     config = run_config(tmp_path, optimizer="muon").training
     with pytest.raises(InputError, match="for the gpt2 backbone"):
-        new_optimizer(TrainingLoss(tiny_xlnet(), DraftLossConfig(), MaskingPattern()), config)
+        new_optimizer(TrainingLoss(tiny_xlnet(), LossConfig(), MaskingPattern()), config)
     with pytest.raises(ValueError, match="unknown optimizer 'sgd'"):
         run_config(tmp_path, optimizer="sgd")

@@ -14,6 +14,7 @@ import time
 import pytest
 import torch
 
+from asarm.training.run_folder import ADDED
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
 from support.training import assert_same_weights, die_at, run_config, steps
@@ -107,14 +108,17 @@ def test_a_run_with_other_settings_is_one_clear_error(tmp_path):
     assert steps(tmp_path / "run") == [10]
 
 
-def test_a_run_of_an_earlier_version_goes_on_if_its_settings_are_as_they_were(tmp_path):
+def test_a_run_of_an_earlier_version_can_be_continued(tmp_path):
+    """It lacks settings that were added since, and had what is now their default."""
     Trainer(run_config(tmp_path, max_steps=10)).run()
     path = tmp_path / "run" / "config.json"
-    settings = json.loads(path.read_text())
-    for later in ("document_end", "perplexity_model", "tracker_project", "tracker_run"):
-        del settings[later]
-    path.write_text(json.dumps(settings))
+    before = json.loads(path.read_text())
+    later = {"perplexity_model", "tracker_project", "tracker_run", *ADDED}
+    path.write_text(json.dumps({name: value for name, value in before.items() if name not in later}))
+    assert {name: before[name] for name in ADDED} == ADDED
     assert Trainer(run_config(tmp_path, max_steps=10)).step == 10
+    with pytest.raises(InputError, match="objective 'joint', now 'parallel'"):
+        Trainer(run_config(tmp_path, max_steps=10, objective="parallel", draft_weight=0.0))
     with pytest.raises(InputError, match="document_end 'eos', now 'tokenizer'"):
         Trainer(run_config(tmp_path, max_steps=10, document_end="tokenizer"))
 

@@ -16,7 +16,7 @@ import torch
 from asarm.cli.presets import Protocol, given_options, split_preset
 from asarm.data.config import DataConfig
 from asarm.models.backbone import AnyOrderModel
-from asarm.objective.loss import DraftLossConfig
+from asarm.objective.loss import LossConfig
 from asarm.objective.masking import MaskingConfig
 from asarm.training.config import ModelConfig, RunConfig, TrainingConfig
 from asarm.training.presets import NOT_THE_PAPERS, NOTES, PRESETS
@@ -25,7 +25,7 @@ from asarm.utils.config import OptionParser, flat
 from asarm.utils.folder_lock import locked
 from asarm.utils.logging_setup import quiet_libraries
 
-PARTS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, DraftLossConfig)
+PARTS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, LossConfig)
 # Options of the paper's presets that make a run faster or safer, or say what is reported of it.
 NO_PROTOCOL = ("eval_steps", "save_steps", "logging_steps", "streams", "shuffle_buffer", "num_workers")
 SOURCE = ("train_files", "extensions", "text_field", "dataset", "dataset_dir", "dataset_revision", "dataset_split")

@@ -42,6 +42,7 @@ class DataConfig(CorpusConfig):
     dataset_revision: str = option("", "branch, tag or commit of the dataset; the default is its main branch")
     dataset_split: str = option("train", "split of the dataset")
     block_size: int = option(512, "tokens per packed sequence")
+    unpacked: bool = option(False, "one document a sequence, cut or padded to block_size, instead of packed ones")
     streams: int = option(8, "readers that share a streamed dataset: a multiple of the number of processes")
     shuffle_buffer: int = option(1000, "documents of a stream whose sequences are shuffled together")
     num_workers: int = option(2, "worker processes that read the streams of a training process")

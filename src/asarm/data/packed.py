@@ -17,6 +17,7 @@ import numpy as np
 
 from asarm.data.config import CorpusConfig
 from asarm.data.readers import corpus_files, documents, pieces
+from asarm.data.unpacked import Texts
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 from asarm.utils.files import sha256_of_file, write_whole
@@ -159,7 +160,7 @@ def blocks(stream: np.ndarray, block_size: int) -> np.ndarray:
     return stream[: count * block_size].reshape(count, block_size)
 
 
-def evenly(blocks: np.ndarray, count: int) -> np.ndarray:
+def evenly(blocks: np.ndarray | Texts, count: int) -> np.ndarray:
     """At most `count` of the blocks [n, N], evenly spaced."""
     return blocks[np.linspace(0, len(blocks) - 1, min(count, len(blocks))).astype(int)]
 
@@ -185,7 +186,7 @@ class LocalBatches:
     rank, ranks: this process, and how many there are. start: how many batches this process had before.
     """
 
-    def __init__(self, blocks: np.ndarray, batch: int, seed: int, rank: int, ranks: int, start: int = 0):
+    def __init__(self, blocks: np.ndarray | Texts, batch: int, seed: int, rank: int, ranks: int, start: int = 0):
         self.blocks, self.batch, self.seed = blocks, batch, seed
         self.rank, self.ranks, self.next = rank, ranks, start
         self.states: dict[int, dict] = {}  # those of `StreamBatches`; here the step says it all

@@ -23,6 +23,7 @@ from datasets.distributed import split_dataset_by_node
 from asarm.data.config import DataConfig
 from asarm.data.packed import document_ids
 from asarm.data.readers import document_text, find_field
+from asarm.data.unpacked import one_sequence
 from asarm.data.worker_processes import WorkerProcesses
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
@@ -68,8 +69,14 @@ def texts_of(dataset: datasets.IterableDataset, name: str, batch: int) -> Iterat
             yield [text for text in texts if text]
 
 
+def packable_ids(config: DataConfig, codec: TextCodec, text: str, end: list[int]) -> np.ndarray:
+    """Token ids [n] int32 of a document with its end; those of a whole sequence where sequences are not packed."""
+    ids = document_ids(codec, text, end)
+    return one_sequence(ids, config.block_size, end) if config.unpacked else ids
+
+
 def held_out_blocks(config: DataConfig, codec: TextCodec, count: int) -> np.ndarray:
-    """The first held-out documents of the dataset, packed: at most `count` blocks [n, N] int32.
+    """The first held-out documents of the dataset, packed or one each: at most `count` blocks [n, N] int32.
 
     Raises InputError if they do not fill one.
     """
@@ -77,7 +84,7 @@ def held_out_blocks(config: DataConfig, codec: TextCodec, count: int) -> np.ndar
     for texts in texts_of(open_dataset(config), config.dataset, 100):
         for text in texts:
             if is_held_out(text, config.held_out):
-                parts.append(document_ids(codec, text, end))
+                parts.append(packable_ids(config, codec, text, end))
         total = sum(map(len, parts))
         if total >= count * config.block_size:
             break
@@ -165,10 +172,10 @@ class PackedStreams(torch.utils.data.IterableDataset):
         return rows[np.random.default_rng(key).permutation(len(rows))], tokens[whole:]
 
     def tokens(self, text: str) -> np.ndarray:
-        """Tokens [n] int32 of one document, with its end; none if it is held out."""
+        """`packable_ids` of one document; none if it is held out."""
         if is_held_out(text, self.config.held_out):
             return np.empty(0, dtype=np.int32)
-        return document_ids(self.codec, text, self.end)
+        return packable_ids(self.config, self.codec, text, self.end)
 
 
 class StreamBatches:

@@ -8,6 +8,7 @@ from asarm.data.config import DataConfig
 from asarm.data.packed import LocalBatches, blocks, evenly, local_corpus
 from asarm.data.streaming import StreamBatches, held_out_blocks, tokenizer_texts
 from asarm.data.tokenizer_training import corpus_text, train_tokenizer
+from asarm.data.unpacked import Texts
 from asarm.tokenization.codec import TextCodec
 
 
@@ -17,16 +18,24 @@ def train_codec(config: DataConfig, vocab_size: int, white_space: str) -> TextCo
     return TextCodec(train_tokenizer(texts, vocab_size), "plain" if white_space == "auto" else white_space)
 
 
+def sequences(stream: np.ndarray, config: DataConfig, codec: TextCodec) -> np.ndarray | Texts:
+    """The sequences [n, N] of a stream of tokens: packed, or one document each."""
+    if config.unpacked:
+        return Texts(stream, codec.document_end(config.document_end), config.block_size)
+    return blocks(stream, config.block_size)
+
+
 @dataclass
 class TrainingData:
-    """Packed sequences of a corpus of local files or of a streamed dataset.
+    """Sequences of a corpus of local files or of a streamed dataset, packed or not.
 
-    train_blocks: [n, N] tokens of local files; None for a stream. held_out: [m, N] tokens for validation.
+    train_blocks: [n, N] tokens of local files; None for a stream. held_out: [m, N] tokens for validation. Unpacked ones
+    have PADDING (see `asarm.tokenization.batch`) after their ends.
     """
 
     config: DataConfig
     codec: TextCodec
-    train_blocks: np.ndarray | None
+    train_blocks: np.ndarray | Texts | None
     held_out: np.ndarray
 
     @classmethod
@@ -36,7 +45,7 @@ class TrainingData:
         Raises InputError for data that cannot be read, or has less than one sequence for training or validation.
         """
         if config.train_files:
-            train, held_out = (blocks(stream, config.block_size) for stream in local_corpus(config, codec))
+            train, held_out = (sequences(stream, config, codec) for stream in local_corpus(config, codec))
             return cls(config, codec, train, evenly(held_out, eval_blocks))
         none = np.empty((0, config.block_size), dtype=np.int32)
         return cls(config, codec, None, held_out_blocks(config, codec, eval_blocks) if validates else none)

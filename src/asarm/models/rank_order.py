@@ -1,7 +1,7 @@
 """Rank order: which position is decoded at which rank, and how many ranks each row of the network sees.
 
 The prompt has ranks 0..m-1, the targets m..n-1, both in ascending position: the binary-lattice order (MAC,
-arXiv 2205.13554), of which there are 2^N instead of N!.
+arXiv 2205.13554), of which there are 2^N instead of N!. On request the targets have any other order.
 """
 
 from dataclasses import dataclass
@@ -28,16 +28,22 @@ class RankOrder:
         return torch.maximum(ranks + 1, self.prompt_length[:, None])
 
 
-def rank_order(given: torch.Tensor, target: torch.Tensor) -> RankOrder:
-    """The binary-lattice order of a batch: the given positions, then the targets, then all others.
+def rank_order(given: torch.Tensor, target: torch.Tensor, turn: torch.Tensor | None = None) -> RankOrder:
+    """The order of a batch: the given positions, then the targets, then all others, each in ascending position.
 
     given, target: [B, N] bool, disjoint. Positions that are neither (padding, or tokens left out of a conditional) come
-    last and do not count in `length`. Raises ValueError if a position is both.
+    last and do not count in `length`. turn: [B, N] int64, each row a permutation of 0..N-1; targets are in ascending
+    turn instead. Raises ValueError if a position is both, or turn is something else.
     """
     if (given & target).any():
         raise ValueError("a position cannot be both given and a target")
     n = given.shape[1]
     group = torch.full_like(given, 2, dtype=torch.long).masked_fill(target, 1).masked_fill(given, 0)
-    order = (group * n + torch.arange(n, device=given.device)).argsort(dim=1)  # [B, N]
+    within = torch.arange(n, device=given.device).expand(group.shape)
+    if turn is not None:
+        if turn.shape != given.shape or not torch.equal(turn.sort(1).values, within):
+            raise ValueError(f"turn must have a permutation of 0..{n - 1} in each of {len(given)} rows")
+        within = torch.where(target, turn, within)
+    order = (group * n + within).argsort(dim=1)  # [B, N]
     prompt_length = given.sum(1)
     return RankOrder(order, prompt_length, prompt_length + target.sum(1))

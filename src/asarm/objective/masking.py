@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from asarm.tokenization.batch import PADDING
 from asarm.utils.config import check, option
 
 
@@ -57,13 +58,15 @@ ANYWHERE = MaskingPattern()
 def training_targets(
     tokens: torch.Tensor, rate: float, pattern: MaskingPattern, generator: torch.Generator
 ) -> torch.Tensor:
-    """Targets of a batch of sequences [B, N] int64, the same number in all rows: [B, N] bool, on the CPU."""
-    batch, length = tokens.shape
-    target = random_targets(batch, length, rate, generator)
+    """Targets of a batch of sequences: [B, N] bool, on the CPU.
+
+    tokens: [B, N] int64, PADDING after the end of shorter ones. Sequences of the same length have as many targets.
+    """
+    target = random_targets(tokens, rate, generator)
     if pattern.spans + pattern.lines == 0:
         return target
-    spans = span_targets(batch, length, rate, generator)
-    kind = torch.rand(batch, 1, generator=generator)
+    spans = span_targets(tokens, rate, generator)
+    kind = torch.rand(len(tokens), 1, generator=generator)
     target = torch.where(kind < pattern.spans, spans, target)
     if pattern.lines == 0:
         return target
@@ -71,17 +74,30 @@ def training_targets(
     return torch.where((kind >= pattern.spans) & (kind < pattern.spans + pattern.lines), lines, target)
 
 
-def random_targets(batch: int, length: int, rate: float, generator: torch.Generator) -> torch.Tensor:
-    """floor(rate * length), but at least 1, target positions a row, chosen uniformly: [B, N] bool."""
-    count = max(1, int(rate * length))
-    return torch.rand(batch, length, generator=generator).argsort(1).argsort(1) < count
+def padding(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where tokens [B, N] are padding, [B, N] bool, and the lengths of the sequences, [B, 1] int64, both on the CPU."""
+    absent = (tokens == PADDING).cpu()
+    return absent, tokens.shape[1] - absent.sum(1, keepdim=True)
 
 
-def span_targets(batch: int, length: int, rate: float, generator: torch.Generator) -> torch.Tensor:
+def target_count(lengths: torch.Tensor, rate: float) -> torch.Tensor:
+    """How many tokens of sequences of some lengths [B, 1] int64 are masked: floor(rate * length), but at least 1."""
+    return (lengths.double() * rate).long().clamp(min=1)
+
+
+def random_targets(tokens: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
+    """`target_count` target positions a row, chosen uniformly: [B, N] bool. tokens: as in `training_targets`."""
+    absent, lengths = padding(tokens)
+    luck = torch.rand(tokens.shape, generator=generator).masked_fill(absent, torch.inf)
+    return luck.argsort(1).argsort(1) < target_count(lengths, rate)
+
+
+def span_targets(tokens: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
     """As many target positions as `random_targets`, in one span that begins anywhere: [B, N] bool."""
-    count = max(1, int(rate * length))
-    start = torch.randint(0, length - count + 1, (batch, 1), generator=generator)
-    positions = torch.arange(length)
+    _, lengths = padding(tokens)
+    count = target_count(lengths, rate)
+    starts = [torch.randint(0, most + 1, (1,), generator=generator) for most in (lengths - count)[:, 0].tolist()]
+    start, positions = torch.stack(starts), torch.arange(tokens.shape[1])
     return (positions >= start) & (positions < start + count)
 
 
@@ -90,14 +106,15 @@ def line_targets(
 ) -> torch.Tensor:
     """As many target positions as `random_targets`, in whole lines drawn at random: [B, N] bool.
 
-    tokens: [B, N] int64. line_ends: tokens that end a line. Every other line is drawn first, so that up to a rate of
-    about a half gaps are single lines. Of the line drawn last only the end is masked, since gaps end where lines do.
+    tokens: as in `training_targets`. line_ends: tokens that end a line. Every other line is drawn first, so that up to
+    a rate of about a half gaps are single lines. Of the line drawn last only the end is masked, since gaps end where
+    lines do.
     """
-    count = max(1, int(rate * tokens.shape[1]))
+    absent, lengths = padding(tokens)
     ends = torch.isin(tokens, torch.tensor(line_ends, device=tokens.device)).cpu()
     line = ends.cumsum(1) - ends.long()  # [B, N], the number of each token's line
     parity = torch.randint(0, 2, (len(tokens), 1), generator=generator)  # of the lines that are drawn first
     luck = torch.rand(tokens.shape, generator=generator).gather(1, line)  # [B, N], the same within a line
-    turn = luck + (line % 2 != parity)
+    turn = (luck + (line % 2 != parity)).masked_fill(absent, torch.inf)
     backwards = turn.flip(1).argsort(dim=1, stable=True)  # [B, N], within a line its end comes first
-    return (backwards.argsort(1) < count).flip(1)
+    return (backwards.argsort(1) < target_count(lengths, rate)).flip(1)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+PADDING = -1  # after the end of a text, in arrays of token ids that nothing else says the lengths of
+
 
 class Role(Enum):
     """What a part of a sequence is to the model: known, or to be predicted. A part that it does not see has none."""

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass
 
 from asarm.data.config import DataConfig
 from asarm.models.gpt2 import AnyOrderGPT2, new_gpt2
-from asarm.objective.loss import DraftLossConfig
+from asarm.objective.loss import LossConfig
 from asarm.objective.masking import MaskingConfig, MaskingPattern
 from asarm.tokenization.codec import TextCodec
+from asarm.training.cost_model import SequenceRows
 from asarm.utils.config import check, check_at_least, check_choices, flat, option
 from asarm.utils.errors import InputError
 
@@ -98,24 +99,31 @@ class RunConfig:
     data: DataConfig
     model: ModelConfig
     masking: MaskingConfig
-    draft: DraftLossConfig
+    loss: LossConfig
 
     def sequences_per_step(self, processes: int) -> int:
         """Sequences of one optimiser step."""
         return self.training.per_device_train_batch_size * self.training.gradient_accumulation_steps * processes
 
     def tokens_per_step(self, processes: int) -> int:
-        """Tokens of one optimiser step."""
+        """Tokens of one optimiser step, padding included."""
         return self.sequences_per_step(processes) * self.data.block_size
 
     def learning_rate_scale(self, processes: int) -> float:
         """What the learning rates are multiplied by."""
         return self.sequences_per_step(processes) / 32 if self.training.scale_learning_rate else 1.0
 
-    def queries(self, rate: float) -> tuple[int, int]:
-        """Targets, and drafted targets, of a sequence at a masking rate."""
-        targets = max(1, int(rate * self.data.block_size))
-        return targets, round(self.draft.draft_share * (targets - 1)) if self.draft.draft_weight > 0 else 0
+    def rows(self, rate: float, length: int) -> SequenceRows:
+        """Rows of the network for a sequence of `length` tokens at a masking rate."""
+        targets = max(1, int(rate * length))
+        drafted = round(self.loss.draft_share * (targets - 1)) if self.loss.draft_weight > 0 else 0
+        return SequenceRows(length, targets, drafted, is_parallel=self.loss.objective == "parallel")
+
+    def most_rows(self) -> SequenceRows:
+        """Rows at the masking rate that takes the most memory: many targets, or with `parallel` a long prompt."""
+        masking = self.masking
+        lowest = min(masking.rate(0, 0.0), masking.mask_low)
+        return self.rows(lowest if self.loss.objective == "parallel" else masking.mask_high, self.data.block_size)
 
     def gaps(self, codec: TextCodec) -> MaskingPattern:
         """The arrangement of targets in a sequence. Raises InputError for lines with a tokenizer without newlines."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from transformers import PretrainedConfig
@@ -26,12 +27,14 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class ThroughputMeter:
-    """Speed since the last report. Every step is timed by `with meter.step():`, and adds its operations to `flops`."""
+    """Speed since the last report. Every step is timed by `with meter.step():`, and adds to `tokens`, of all processes,
+    and `flops`, of this one.
+    """
 
-    def __init__(self, tokens_per_step: int, device: torch.device):
-        self.tokens_per_step, self.peak = tokens_per_step, peak_flops(device)
-        self.steps, self.seconds, self.flops = 0, 0.0, 0.0
-        self.total_seconds = 0.0
+    def __init__(self, device: torch.device):
+        self.peak = peak_flops(device)
+        self.steps, self.seconds, self.tokens, self.flops = 0, 0.0, 0, 0.0
+        self.total_seconds, self.total_tokens = 0.0, 0
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -44,14 +47,50 @@ class ThroughputMeter:
     def report(self, steps_left: int) -> dict[str, float]:
         """Tokens per second, seconds left and, where the peak is known, model FLOPs utilisation; then reset."""
         values = {
-            "tokens_per_second": self.steps * self.tokens_per_step / self.seconds,
+            "tokens_per_second": self.tokens / self.seconds,
             "eta_seconds": steps_left * self.seconds / self.steps,
         }
         if self.peak:
             values["mfu"] = self.flops / self.seconds / self.peak
         self.total_seconds += self.seconds
-        self.steps, self.seconds, self.flops = 0, 0.0, 0.0
+        self.total_tokens += self.tokens
+        self.steps, self.seconds, self.tokens, self.flops = 0, 0.0, 0, 0.0
         return values
+
+
+@dataclass
+class SequenceRows:
+    """Rows of the network for one sequence in training.
+
+    length: its tokens. targets, drafted: how many are predicted, and predicted again as drafts. is_parallel: whether
+    targets see the prompt only; then they are no content.
+    """
+
+    length: int
+    targets: int
+    drafted: int
+    is_parallel: bool
+
+    @property
+    def prompt(self) -> int:
+        return self.length - self.targets
+
+    @property
+    def queries(self) -> int:
+        return self.targets + self.drafted
+
+    @property
+    def total(self) -> int:
+        """Content and queries."""
+        return (self.prompt if self.is_parallel else self.length - 1) + self.queries
+
+    @property
+    def seen(self) -> float:
+        """Ranks seen, summed over rows: the prompt by itself, later ranks and queries by what comes before them."""
+        if self.is_parallel:
+            return self.prompt * (self.prompt + self.targets)
+        later = (self.prompt + self.length) * self.targets / 2
+        return self.prompt * self.prompt + later + later * (1 + self.drafted / max(self.targets, 1))
 
 
 def backbone_shape(config: PretrainedConfig) -> tuple[int, int, int]:
@@ -60,29 +99,22 @@ def backbone_shape(config: PretrainedConfig) -> tuple[int, int, int]:
     return config.n_layer, width, getattr(config, "d_inner", 4 * width)
 
 
-def sequence_flops(config: PretrainedConfig, length: int, targets: int, drafted: int) -> float:
+def sequence_flops(config: PretrainedConfig, rows: SequenceRows) -> float:
     """Operations of a forward and backward pass over one sequence.
 
     Two for each weight a row meets, and those of attention; the backward pass counts twice. Recomputation (gradient
     checkpointing) is not counted.
     """
     layers, width, inner = backbone_shape(config)
-    prompt, queries = length - targets, targets + drafted
-    rows = length - 1 + queries
-    block = 4 * width * width + 2 * width * inner
-    # Ranks seen, summed over rows: the prompt by itself, later ranks and queries by what comes before them.
-    later = (prompt + length) * targets / 2
-    seen = prompt * prompt + later + later * (1 + drafted / max(targets, 1))
-    return 3 * (2 * rows * layers * block + 2 * queries * width * config.vocab_size + 4 * seen * width * layers)
+    block, output = 4 * width * width + 2 * width * inner, width * config.vocab_size
+    return 3 * (2 * rows.total * layers * block + 2 * rows.queries * output + 4 * rows.seen * width * layers)
 
 
 def memory_estimate(
     config: PretrainedConfig,
     parameters: int,
     batch: int,
-    length: int,
-    targets: int,
-    drafted: int,
+    sequence: SequenceRows,
     bf16: bool,
     checkpointing: bool,
 ) -> dict[str, float]:
@@ -94,9 +126,10 @@ def memory_estimate(
     recomputed, and XLNet's scores by offset.
     """
     layers, width, _ = backbone_shape(config)
-    rows, size = batch * (length - 1 + targets + drafted), 2 if bf16 else 4
+    rows, size = batch * sequence.total, 2 if bf16 else 4
     is_xlnet = hasattr(config, "d_model")
-    scores = config.n_head * length * size if is_xlnet else 0  # of one row
+    keys = sequence.prompt if sequence.is_parallel else sequence.length
+    scores = config.n_head * keys * size if is_xlnet else 0  # of one row
     layer = rows * (width * (26 if is_xlnet else 24 if bf16 else 38) + scores)
     kept = rows * width * (12 if is_xlnet else 4) if checkpointing else layer
     temporary = 3 * SLICE_ELEMENTS * 4 + (layer if checkpointing else 0) + 6 * rows * scores
@@ -110,19 +143,14 @@ def memory_estimate(
 def largest_batches(
     config: PretrainedConfig,
     parameters: int,
-    length: int,
-    targets: int,
-    drafted: int,
+    sequence: SequenceRows,
     bf16: bool,
     checkpointing: bool,
     cards: tuple[int, ...] = (16, 24, 48, 80),
 ) -> dict[int, int]:
     """{GB of a card: the largest batch that fits}, by `memory_estimate`, with a tenth of the card and 1 GB to spare."""
     none, one = (
-        sum(
-            memory_estimate(config, parameters, batch, length, targets, drafted, bf16, checkpointing).values(),
-            start=0.0,
-        )
+        sum(memory_estimate(config, parameters, batch, sequence, bf16, checkpointing).values(), start=0.0)
         for batch in (0, 1)
     )  # each further sequence takes as much again
     return {size: max(0, int((0.9e9 * size - 1e9 - none) / (one - none))) for size in cards}

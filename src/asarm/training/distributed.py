@@ -20,7 +20,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2
-from asarm.objective.loss import DraftLossConfig, training_loss
+from asarm.objective.loss import LossConfig, training_loss
 from asarm.objective.masking import MaskingPattern
 from asarm.training.config import TrainingConfig
 from asarm.training.optimizer import new_optimizer
@@ -32,15 +32,15 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 class TrainingLoss(torch.nn.Module):
     """Model and objective as one module, so that wrappers (DDP, FSDP) see the whole computation as one forward pass."""
 
-    def __init__(self, model: AnyOrderModel, draft: DraftLossConfig, gaps: MaskingPattern):
+    def __init__(self, model: AnyOrderModel, config: LossConfig, gaps: MaskingPattern):
         super().__init__()
-        self.model, self.draft, self.gaps = model, draft, gaps
+        self.model, self.loss_config, self.gaps = model, config, gaps
 
     def forward(
         self, tokens: torch.Tensor, rate: float, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Joint and draft loss (scalars) of tokens [B, N]; the second is None where nothing is drafted."""
-        losses = training_loss(self.model, tokens, rate, self.draft, generator, self.gaps)
+        losses = training_loss(self.model, tokens, rate, self.loss_config, generator, self.gaps)
         return losses.joint, losses.draft
 
 

@@ -23,7 +23,7 @@ from asarm.models.backbone import AnyOrderModel
 from asarm.models.draft_head import DraftHead
 from asarm.models.load import load_on_device, pick_device
 from asarm.models.rank_order import rank_order
-from asarm.objective.loss import DraftLossConfig, draft_queries
+from asarm.objective.loss import LossConfig, draft_queries
 from asarm.objective.masking import MaskingPattern, training_targets
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check, check_at_least, flat, nested, option
@@ -87,7 +87,7 @@ def distillation_batch(
     rate = 0.1 + 0.89 * float(torch.rand((), generator=generator))
     target = training_targets(tokens, rate, MaskingPattern(config.span_share), generator).to(tokens.device)
     order = rank_order(~target, target)
-    ranks, contexts = draft_queries(order, DraftLossConfig(draft_window=config.window + 1, draft_share=1), generator)
+    ranks, contexts = draft_queries(order, LossConfig(draft_window=config.window + 1, draft_share=1), generator)
     ranked = tokens.gather(1, order.order)  # [B, N]
     both = torch.cat((ranks, ranks), dim=1)  # [B, 2 D]
     states = model.hidden(

@@ -19,7 +19,7 @@ from asarm.utils.plotting import save_figure
 class RunSummary:
     """Sizes of a run, described in words.
 
-    model: config of the backbone. training_blocks: packed sequences of local files; None for a streamed dataset.
+    model: config of the backbone. training_blocks: sequences of local files; None for a streamed dataset.
     device: type of the devices, such as cuda.
     """
 
@@ -38,23 +38,24 @@ class RunSummary:
             corpus = f"streamed from {data.dataset} by {data.streams} readers"
         else:
             epochs = training.max_steps * sequences / self.training_blocks
-            corpus = f"{self.training_blocks} training blocks ({epochs:.2f} epochs)"
+            unit = "texts" if data.unpacked else "blocks"
+            corpus = f"{self.training_blocks} training {unit} ({epochs:.2f} epochs)"
+        up_to = "up to " if data.unpacked else ""
         return (
-            f"{self.model.model_type}, {self.parameters:,} parameters; {corpus} of {data.block_size} tokens; "
-            f"{training.max_steps} steps of {self.config.tokens_per_step(self.processes):,} tokens "
+            f"{self.model.model_type}, {self.parameters:,} parameters; {corpus} of {up_to}{data.block_size} tokens; "
+            f"{training.max_steps} steps of {up_to}{self.config.tokens_per_step(self.processes):,} tokens "
             f"({sequences} sequences) on {self.processes} {self.device} process{'es' if self.processes > 1 else ''}"
         )
 
     def dry_run(self, texts: Sequence[str]) -> str:
         """The sizes, an estimate of memory, and the texts of the first batch."""
-        training, length = self.config.training, self.config.data.block_size
-        targets, drafted = self.config.queries(self.config.masking.mask_high)
+        training, rows = self.config.training, self.config.most_rows()
         memory = memory_estimate(
-            self.model, self.parameters, training.per_device_train_batch_size, length, targets, drafted, training.bf16,
+            self.model, self.parameters, training.per_device_train_batch_size, rows, training.bf16,
             training.gradient_checkpointing,
         )  # fmt: skip
         plain, checkpointing = (
-            largest_batches(self.model, self.parameters, length, targets, drafted, training.bf16, checkpointing)
+            largest_batches(self.model, self.parameters, rows, training.bf16, checkpointing)
             for checkpointing in (False, True)
         )
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())

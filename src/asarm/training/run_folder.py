@@ -16,7 +16,9 @@ MAY_CHANGE = {
     "perplexity_model", "tracker_project", "tracker_run", "resume", "dry_run",
 }  # fmt: skip
 # Settings that were added later, with the values that earlier runs had.
-ADDED = {"document_end": "eos"}
+ADDED = {
+    "document_end": "eos", "objective": "joint", "order": "ascending", "loss_scale": "none", "unpacked": False,
+}  # fmt: skip
 
 
 class RunFolder:

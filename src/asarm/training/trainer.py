@@ -1,4 +1,4 @@
-"""The training loop: joint loss plus optional draft loss on packed sequences, with validation and checkpoints.
+"""The training loop: joint loss plus optional draft loss, with validation and checkpoints.
 
 Everything random is a function of the seed, the step and the number of the micro-batch in the step, counted over
 processes and accumulation steps: number i * w + r is the i-th micro-batch of process r of w. So a resumed run repeats
@@ -19,6 +19,7 @@ from asarm.data.training_data import TrainingData, train_codec
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.from_gpt2 import start_from
 from asarm.models.load import load
+from asarm.tokenization.batch import PADDING
 from asarm.tokenization.codec import TextCodec
 from asarm.training import checkpoint, distributed, validation
 from asarm.training.config import RunConfig
@@ -80,7 +81,7 @@ class Trainer:
         self.summary = RunSummary(
             config, model.config, parameters, self.data.training_blocks, self.processes, device.type
         )
-        self.meter = ThroughputMeter(config.tokens_per_step(self.processes), device)
+        self.meter = ThroughputMeter(device)
         self.scorer = None
         if load_scorer is not None and self.is_main and config.training.eval_decodings and not config.training.dry_run:
             self.scorer = load_scorer(config.training.perplexity_model, device)
@@ -103,7 +104,7 @@ class Trainer:
             model.gradient_checkpointing_enable()
         if training.torch_compile:
             model.hidden = torch.compile(model.hidden, dynamic=True)  # type: ignore[method-assign]
-        loss = distributed.TrainingLoss(model.train(), self.config.draft, self.config.gaps(self.codec))
+        loss = distributed.TrainingLoss(model.train(), self.config.loss, self.config.gaps(self.codec))
         self.loss, self.optimizer = distributed.wrap(self.accelerator, loss, training)
         if self.resumed:
             state = checkpoint.read_optimizer_state(self.resumed)
@@ -128,7 +129,7 @@ class Trainer:
                 scores = self.validate_and_record() if self.is_due(training.eval_steps) else {}
                 if self.is_due(training.save_steps) or stopping:
                     self.save_checkpoint(validation.mean_nll(scores))
-        return self.finish(first) if self.step >= training.max_steps else self.stopped()
+        return self.finish() if self.step >= training.max_steps else self.stopped()
 
     def is_due(self, every: int) -> bool:
         """Whether what happens every `every` steps, and after the last, is due now."""
@@ -191,13 +192,14 @@ class Trainer:
 
     def backward(self, rate: float, seed: int) -> torch.Tensor:
         """Add the gradient of the next micro-batch at a masking rate. Returns joint and draft loss [2], detached."""
-        tokens = torch.from_numpy(next(self.batches).astype(np.int64)).to(self.accelerator.device)  # [B, N]
+        sequences = torch.from_numpy(next(self.batches).astype(np.int64))  # [B, N]
         torch.manual_seed(seed)  # for dropout
-        joint, draft = self.loss(tokens, rate, torch.Generator().manual_seed(seed))
-        loss = joint if draft is None else joint + self.config.draft.draft_weight * draft
+        joint, draft = self.loss(sequences.to(self.accelerator.device), rate, torch.Generator().manual_seed(seed))
+        loss = self.config.loss.total(joint, draft, rate)
         self.accelerator.backward(loss / self.config.training.gradient_accumulation_steps)
-        length, queries = self.config.data.block_size, self.config.queries(rate)
-        self.meter.flops += len(tokens) * sequence_flops(self.summary.model, length, *queries)
+        for length in (sequences != PADDING).sum(1).tolist():
+            self.meter.tokens += length * self.processes  # the other processes' sequences are about as long
+            self.meter.flops += sequence_flops(self.summary.model, self.config.rows(rate, length))
         return torch.stack((joint, joint.new_zeros(()) if draft is None else draft)).detach()
 
     def log(self, losses: dict[str, float], bar: tqdm) -> None:
@@ -255,10 +257,10 @@ class Trainer:
         self.close()
         return {}
 
-    def finish(self, first: int) -> dict:
+    def finish(self) -> dict:
         """Write weights and tokenizer to output_dir/model, metrics with baselines, and the loss curve.
 
-        first: the step at which this process began. Returns the metrics; {} but in the first process.
+        Returns the metrics; {} but in the first process.
         """
         known = self.folder.values_at(self.step, f"nll_{validation.RATES[0]}") if self.is_main else {}
         scores = broadcast_object_list([known])[0] or self.validate_and_record()
@@ -269,7 +271,7 @@ class Trainer:
                 "steps": self.step,
                 "parameters": self.summary.parameters,
                 "seconds_now": self.meter.total_seconds,
-                "tokens_trained_now": (self.step - first) * self.config.tokens_per_step(self.processes),
+                "tokens_trained_now": self.meter.total_tokens,
             } | scores
             if self.data.train_blocks is not None:
                 metrics |= validation.ngram_baselines(self.data.train_blocks, self.data.held_out, len(self.codec))
@@ -293,4 +295,5 @@ class Trainer:
         """What `run` would do: sizes, an estimate of memory, and the first batch as text. Writes no results."""
         self.open_batches()
         with self.batches:
-            return self.summary.dry_run([self.codec.decode(row) for row in next(self.batches).tolist()])
+            texts = [self.codec.decode(row[row != PADDING].tolist()) for row in next(self.batches)]
+        return self.summary.dry_run(texts)

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from asarm.data.packed import evenly
+from asarm.data.unpacked import Texts
 from asarm.models.backbone import AnyOrderModel
 from asarm.objective.loss import log_prob
 from asarm.objective.masking import random_targets
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.batch import PADDING, InfillBatch
 from asarm.tokenization.codec import TextCodec
 
 RATES = (0.15, 0.5, 0.95)  # masking rates
@@ -38,10 +40,11 @@ def validate(
 ) -> dict[str, float]:
     """Exact joint NLL (nats a token) of blocks [n, N] at each masking rate, and `decoding_scores` of some of them.
 
-    Masks and seeds are always the same. decodings: how many blocks are decoded.
+    Masks and seeds are always the same, and targets in ascending position, whatever the model was trained for. Blocks
+    may have PADDING after their ends. decodings: how many blocks are decoded.
     """
     with _evaluating(model):
-        scores = {f"nll_{rate}": float(masked_nll(model, blocks, rate, seed=0).mean()) for rate in RATES}
+        scores = {f"nll_{rate}": mean_masked_nll(model, blocks, rate, seed=0) for rate in RATES}
         return scores | (decoding_scores(model, codec, evenly(blocks, decodings), scorer) if decodings else {})
 
 
@@ -61,13 +64,26 @@ def _evaluating(model: AnyOrderModel) -> Iterator[None]:
         model.hidden = compiled  # type: ignore[method-assign]
 
 
+def masked(blocks: np.ndarray, rate: float, seed: int) -> InfillBatch:
+    """Blocks [n, N], `rate` of whose tokens are targets and all others given."""
+    tokens = torch.from_numpy(np.ascontiguousarray(blocks)).long()
+    target = random_targets(tokens, rate, torch.Generator().manual_seed(seed))
+    return InfillBatch(tokens.clamp(min=0), ~target & (tokens != PADDING), target)
+
+
 def masked_nll(model: AnyOrderModel, blocks: np.ndarray, rate: float, seed: int, batch: int = 8) -> np.ndarray:
     """Negative joint log-density of `rate` of the tokens of each block, given the rest: [n, N] -> [n], nats a token."""
-    tokens = torch.from_numpy(blocks).long()
-    target = random_targets(len(tokens), tokens.shape[1], rate, torch.Generator().manual_seed(seed))
-    parts = zip(tokens.split(batch), target.split(batch), strict=True)
-    scores = [log_prob(model, part.to(model.device), ~masked.to(model.device)).sum(1) for part, masked in parts]
-    return (-torch.cat(scores).cpu() / target.sum(1)).numpy()
+    problem = masked(blocks, rate, seed)
+    parts = [problem.select(slice(start, start + batch)) for start in range(0, len(blocks), batch)]
+    scores = [log_prob(model, *part.to(model.device)).sum(1) for part in parts]
+    return (-torch.cat(scores).cpu() / problem.target.sum(1)).numpy()
+
+
+def mean_masked_nll(model: AnyOrderModel, blocks: np.ndarray, rate: float, seed: int) -> float:
+    """The mean of `masked_nll` over the targets of all blocks."""
+    targets = masked(blocks, rate, seed).target.sum(1).numpy()
+    weights = (targets / targets.mean()).astype(np.float32)  # all 1 for packed blocks
+    return float((masked_nll(model, blocks, rate, seed) * weights).mean())
 
 
 def decoding_scores(
@@ -77,22 +93,23 @@ def decoding_scores(
 
     With a scorer also the mean generative perplexity, and the mean entropy, of the decoded texts.
     """
-    tokens = torch.from_numpy(np.ascontiguousarray(blocks)).long()
-    target = random_targets(len(tokens), tokens.shape[1], DECODED_RATE, torch.Generator().manual_seed(1))
-    target = target.to(model.device)
-    result = sample(model, tokens.to(model.device), ~target, target, SamplerConfig(), range(len(tokens)))
+    problem = masked(blocks, DECODED_RATE, seed=1).to(model.device)
+    result = sample(model, *problem, SamplerConfig(), range(len(blocks)))
     scores = {
         "assd_nfe_per_token": float(result.nfe.sum() / result.targets.sum()),
         "assd_acceptance": float(result.accepted.sum() / result.proposed.sum().clamp(min=1)),
     }
     if scorer is not None:
-        texts = scorer(model, [codec.decode(row) for row in result.tokens.tolist()], result.tokens)
+        texts: list[TextScore] = []
+        for row, present in zip(result.tokens, problem.given | problem.target, strict=True):
+            ids = row[present]  # without padding
+            texts += scorer(model, [codec.decode(ids.tolist())], ids[None])
         scores["gen_perplexity"] = float(np.mean([np.exp(text.nll) for text in texts]))
         scores["gen_entropy"] = float(np.mean([text.entropy for text in texts]))
     return scores
 
 
-def ngram_baselines(train_blocks: np.ndarray, blocks: np.ndarray, vocab_size: int) -> dict[str, float]:
+def ngram_baselines(train_blocks: np.ndarray | Texts, blocks: np.ndarray, vocab_size: int) -> dict[str, float]:
     """`ngram_nll` at each masking rate, with counts from (some of) the training blocks."""
     train = np.asarray(evenly(train_blocks, BASELINE_BLOCKS))
     return {
@@ -107,17 +124,18 @@ def ngram_nll(
 ) -> dict[str, float]:
     """NLL (nats a token) of the tokens that `masked_nll` masks, given their left neighbours, under n-gram counts.
 
-    unigram: add-one counts. bigram: absolute discounting (0.75) that backs off to the unigram.
+    unigram: add-one counts. bigram: absolute discounting (0.75) that backs off to the unigram. What is computed at
+    PADDING, which is never a target or its left neighbour, is not used.
     """
-    unigram = np.bincount(train_blocks.ravel(), minlength=vocab_size) + 1.0
+    unigram = np.bincount(train_blocks[train_blocks != PADDING], minlength=vocab_size) + 1.0
     unigram /= unigram.sum()
-    pairs = train_blocks[:, :-1].astype(np.int64) * vocab_size + train_blocks[:, 1:]
+    pairs = (train_blocks[:, :-1].astype(np.int64) * vocab_size + train_blocks[:, 1:])[train_blocks[:, 1:] != PADDING]
     keys, counts = np.unique(pairs, return_counts=True)
     lefts = keys // vocab_size
     left_total = np.bincount(lefts, weights=counts, minlength=vocab_size)
     left_types = np.bincount(lefts, minlength=vocab_size)
 
-    target = random_targets(len(blocks), blocks.shape[1], rate, torch.Generator().manual_seed(seed)).numpy()
+    target = masked(blocks, rate, seed).target.numpy()
     log_unigram = np.log(unigram[blocks])
     left, right = blocks[:, :-1].astype(np.int64), blocks[:, 1:]
     index = np.searchsorted(keys, left * vocab_size + right).clip(max=len(keys) - 1)
