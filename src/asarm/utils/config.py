@@ -14,9 +14,12 @@ from asarm.utils.errors import InputError
 Config = TypeVar("Config")
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with a default (a list is copied for each object) and a help text, shown as it is written."""
-    metadata = {"help": text.replace("%", "%%")}  # argparse formats help texts with %
+def option(default: Any, text: str, *aliases: str) -> Any:
+    """A dataclass field with a default (a list is copied for each object) and a help text, shown as it is written.
+
+    aliases: other names of the option, such as --split.
+    """
+    metadata = {"help": text.replace("%", "%%"), "aliases": list(aliases)}  # argparse formats help texts with %
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -34,7 +34,7 @@ class CodeConfig(InfillEvalConfig):
     baselines = tuple(BASELINES)
 
     test_runner: TestRunnerConfig = nested(TestRunnerConfig)
-    splits: list[str] = option([], f"benchmarks: {', '.join(SPLITS)}; the default is single-line")
+    splits: list[str] = option([], f"benchmarks: {', '.join(SPLITS)}; the default is single-line", "--split")
     data_dir: str = option("", "folder with the official jsonl.gz files, if OpenAI's package does not have them")
     problems: list[str] = option([], "files of problems in the official format, instead of the official ones")
     samplers: list[str] = option(
