@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from asarm.utils.folder_lock import locked
 from support.training import PROSE, steps, weights
 
 OPTIONS = {
@@ -153,6 +154,19 @@ def test_muon_is_not_sharded(sources, tmp_path):
     failed = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
     assert failed.returncode != 0
     assert "optimizer muon needs whole matrices" in failed.stderr
+
+
+@pytest.mark.slow
+def test_processes_of_two_runs_do_not_write_to_one_folder(sources, tmp_path):
+    """The first process of the second run is refused, and the others end with it."""
+    with locked(tmp_path / "run"):
+        failed = subprocess.run(
+            command(TORCHRUN, sources, tmp_path / "run", gradient_accumulation_steps=2),
+            env=environment(), capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+    assert failed.returncode != 0
+    assert failed.stderr.count(f"run is in use by process {os.getpid()} on host ") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

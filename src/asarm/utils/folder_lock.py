@@ -104,6 +104,7 @@ def locked(path: str | Path, beside: bool = False, wait: bool = False) -> Iterat
     path, me = Path(path).absolute(), this_process()
     lock = path.with_name(f".{path.name}.lock") if beside else path / ".lock"
     mine, is_new, released = lock / ",".join(f"{k}={v}" for k, v in me._asdict().items()), False, threading.Event()
+    waited_for = None
     try:
         is_new = not lock.parent.exists()
         while holder := _take(lock, mine, me):
@@ -112,6 +113,9 @@ def locked(path: str | Path, beside: bool = False, wait: bool = False) -> Iterat
                     f"{path} is in use by {holder}: wait for its end, or choose another output_dir (if there is no "
                     f"such process, delete {lock})"
                 )
+            if holder != waited_for:
+                logger.info("waiting for %s, which works on %s", holder, path)
+            waited_for = holder
             time.sleep(POLL_SECONDS)
     except OSError as error:
         raise InputError(f"cannot lock {path}: {error.strerror or first_line(error)}") from error

@@ -31,7 +31,7 @@ def test_options_override_the_preset():
     assert not paper.allow_code_execution
     assert paper.data_dir == str(OFFICIAL_SETS)
     tiny = parse_arguments(
-        ["tiny", "--model", "a/b", "--allow-code-execution", "--split", "single-line", "random-span"]
+        ["tiny", "--model", "a/b", "--allow-code-execution", "--splits", "single-line", "random-span"]
     )
     assert (tiny.model_names(), tiny.splits, tiny.allow_code_execution) == (
         ["a/b"],
@@ -78,8 +78,8 @@ def bad_files(tmp_path):
         (["--problems", "{tmp}/unknown.jsonl"], "do not tell its split"),
         (["--problems", "{tmp}/mask.jsonl"], "problem SingleLineInfilling/made/0/L1 holds <mask>"),
         (["--problems", "{file}", "{file}"], "two files of problems of single-line"),
-        (["--split", "random-span"], "no problems of random-span: some lines.jsonl.gz holds those of single-line"),
-        (["--split", "double-line"], "unknown split 'double-line': choose from single-line, multi-line"),
+        (["--splits", "random-span"], "no problems of random-span: some lines.jsonl.gz holds those of single-line"),
+        (["--splits", "double-line"], "unknown split 'double-line': choose from single-line, multi-line"),
         (["--gap_length", "fixed:128"], "a gap of 128 tokens, but the model takes at most 128"),
         (["--gap_length", "some"], "unknown gap_length 'some'"),
         (["--samplers", "magic"], "unknown sampler 'magic'"),

@@ -211,7 +211,7 @@ def test_a_solution_may_be_empty(settings, tmp_path, monkeypatch, causal_folder)
     monkeypatch.setattr(
         verdicts,
         "check_all",
-        lambda programs, *_: ((index, passed if one in right else failed) for index, one in enumerate(programs)),
+        lambda programs, *_: ((index, passed if one in right else failed, 0.1) for index, one in enumerate(programs)),
     )
     change = {
         "problems": [write_rows(tmp_path / "spans.jsonl", [SPAN_ROWS[0], *empty])], "causal": causal_folder,
