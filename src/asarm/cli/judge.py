@@ -1,8 +1,9 @@
 """Score finished texts of `asarm decode` with another causal model: `python -m asarm judge RESULTS --judge NAME`.
 
 RESULTS is the output_dir of `asarm decode`. Nothing is decoded again, and nothing there is changed: metrics, a table
-and plots, with perplexities and entropies under the model NAME, go to RESULTS/judge-NAME. A run that was interrupted
-goes on. (`asarm code judge` is something else: it runs the tests of completed code.)
+and plots, with perplexities and entropies under the model NAME, go to RESULTS/judge-NAME. They are taken as in the run
+that decoded, unless options say otherwise. A run that was interrupted goes on. (`asarm code judge` is something else:
+it runs the tests of completed code.)
 """
 
 from asarm.evals.decoding.rescore import Rescoring, RescoringConfig

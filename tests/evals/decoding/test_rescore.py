@@ -22,6 +22,7 @@ def models(tmp_path_factory, tiny_folder):
     for seed, folder in enumerate(folders):
         torch.manual_seed(seed)
         tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+        tokenizer.bos_token = tokenizer.eos_token
         config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=16, n_layer=1, n_head=2)
         GPT2LMHeadModel(config).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -43,17 +44,8 @@ def decoded(tmp_path_factory, tiny_folder, sample_text, models):
         for model in models:
             found[model.name] = folder / f"by-{model.name}"
             options = ["--model", tiny_folder, "--text", folder / "text.txt", "--length", "32", "--num_texts", "5"]
-            options += [
-                "--samplers",
-                "sequential",
-                "fused",
-                "--k_sweep",
-                "2",
-                "--k_sweep_texts",
-                "2",
-                "--batch_size",
-                "2",
-            ]
+            options += ["--samplers", "sequential", "fused", "--k_sweep", "2", "--k_sweep_texts", "2"]
+            options += ["--batch_size", "2", "--add_start_token", "--entropy_of", "whole"]
             assert not command(patch, "decode", "tiny", *options, "--judge", model, "--output_dir", found[model.name])
     return found
 
@@ -92,6 +84,16 @@ def test_scores_are_those_of_a_run_that_had_the_model_from_the_start(results, de
     for name, one in metrics["variants"].items():
         assert one["perplexity"] == pytest.approx(whole["variants"][name]["perplexity"])
     assert {path.name for path in decoded["other"].iterdir()} == {path.name for path in folder.iterdir()}
+
+
+def test_the_options_of_the_scoring_are_those_of_the_decoding_unless_given(results, models, monkeypatch, tmp_path):
+    judge = ["judge", results, "--judge", models[0], "--device", "cpu"]
+    other = ["--add_start_token", "false", "--output_dir", tmp_path / "other"]
+    assert command(monkeypatch, *judge) == command(monkeypatch, *judge, *other) == 0
+    (folder,) = results.glob("judge-*")
+    nll = {path: [line["gen_nll"] for line in lines_of(path)] for path in (results, folder, tmp_path / "other")}
+    assert sorted(nll[results]) == pytest.approx(sorted(nll[folder]))
+    assert min(abs(a - b) for a, b in zip(nll[folder], nll[tmp_path / "other"], strict=True)) > 1e-6
 
 
 def test_true_texts_are_scored_too(results, models, monkeypatch, capsys):

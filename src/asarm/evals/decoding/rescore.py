@@ -4,8 +4,9 @@ The results are in a folder of their own in that of the decodings, `judge-NAME`;
 way, and all costs are those of the decodings. The true texts, where lines have them, are scored, too.
 """
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,23 +31,36 @@ from asarm.utils.jsonl import read_json_lines
 from asarm.utils.provenance import provenance
 
 UNIT = ("model", "length", "variant", "batch")  # the fields that tell of which unit of the decodings a line is
+AS_DECODED = "the default is that of the run that decoded"
 NEEDED = (*UNIT, "index", "nfe", "targets", "gen_nll", "text")
 
 
 @dataclass
 class RescoringConfig:
-    """Settings of a scoring of finished decodings."""
+    """Settings of a scoring of finished decodings. Some are by default those of the run that decoded."""
 
     judge: str = option("", "causal language model that gives perplexities, a folder or a Hub repository")
-    add_start_token: bool = option(False, START_TOKEN_HELP)
-    entropy_of: str = option(SCORED, ENTROPY_HELP)
+    add_start_token: bool | None = option(None, f"{START_TOKEN_HELP}; {AS_DECODED}")
+    entropy_of: str = option("", f"{ENTROPY_HELP}; {AS_DECODED}")
+    output_dir: str = option("", "folder for the results; the default is judge-NAME in that of the decodings")
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
 
     def __post_init__(self) -> None:
         name = self.judge
         check(bool(name), "no model given: name a causal language model with --judge")
         check(name != "self", "self is the model that decoded: name a causal language model with --judge")
-        check_choices("entropy_of", [self.entropy_of], (SCORED, WHOLE))
+        check_choices("entropy_of", [self.entropy_of], (SCORED, WHOLE, ""))
+
+    def resolved(self, results: Path) -> "RescoringConfig":
+        """With the settings of the run that decoded where none are given, and a folder for the results."""
+        decoded = json.loads((results / "config.json").read_text(encoding="utf-8")).get("settings", {})
+        is_given = self.add_start_token is not None
+        return replace(
+            self,
+            add_start_token=self.add_start_token if is_given else decoded.get("add_start_token", False),
+            entropy_of=self.entropy_of or decoded.get("entropy_of", SCORED),
+            output_dir=self.output_dir or str(results / f"judge-{file_name(self.judge)}"),
+        )
 
 
 class Rescoring(Evaluation[dict]):
@@ -55,11 +69,15 @@ class Rescoring(Evaluation[dict]):
     word = "text"
 
     def __init__(self, results: str | Path, config: RescoringConfig):
-        self.config, self.decodings = config, read_decodings(Path(results))
+        self.decodings = read_decodings(Path(results))
+        self.config = config.resolved(Path(results))
         self.source = Path(results) / "samples.jsonl"
-        self.output = Path(results) / f"judge-{file_name(config.judge)}"
+        self.output = Path(self.config.output_dir)
         scorer = causal_scorer(
-            config.judge, pick_device(config.device), config.add_start_token, config.entropy_of == WHOLE
+            config.judge,
+            pick_device(config.device),
+            bool(self.config.add_start_token),
+            self.config.entropy_of == WHOLE,
         )
 
         @cache  # true texts are those of many lines
@@ -70,7 +88,7 @@ class Rescoring(Evaluation[dict]):
 
     def settings(self) -> dict[str, Any]:
         digest = sha256_of_file(self.source)
-        kept = {name: value for name, value in flat(self.config).items() if name != "device"}
+        kept = {name: value for name, value in flat(self.config).items() if name not in ("device", "output_dir")}
         return kept | {"samples_sha256": digest, "hardware": provenance()["device"]}
 
     def units(self) -> list[Unit[dict]]:
