@@ -1,8 +1,18 @@
+import sys
+
 import pytest
 
 from asarm.data.tokenizer_training import train_tokenizer
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from support.wrappers import bare, repo  # noqa: F401 (fixtures of all tests)
+
+
+@pytest.fixture(autouse=True)
+def any_precision():
+    """A process has one precision for all its trainers: forget it after each test."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asarm.models.compiled import compiled_for_decoding
-from asarm.objective.loss import DraftLossConfig, log_prob, training_loss
+from asarm.objective.loss import LossConfig, log_prob, training_loss
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
 from support.models import random_batch, tiny_gpt2, tiny_xlnet
@@ -61,7 +61,7 @@ def test_losses_and_gradients(models):
     tokens = torch.randint(0, TOKENS - 1, (3, 12), generator=torch.Generator().manual_seed(5))
     gradients = []
     for model in models:
-        losses = training_loss(model, tokens, 0.6, DraftLossConfig(1), torch.Generator().manual_seed(6))
+        losses = training_loss(model, tokens, 0.6, LossConfig(draft_weight=1.0), torch.Generator().manual_seed(6))
         (losses.joint + losses.draft).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     padded, plain = gradients

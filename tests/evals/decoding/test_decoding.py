@@ -216,12 +216,11 @@ def test_a_file_of_wikitext_is_the_text_of_the_hub(monkeypatch, tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    assert decoding.load_text("") == " = Title = \n Some text . \n"
-    for name in ("test.parquet", "test.jsonl"):
-        assert decoding.load_text(str(tmp_path / name)) == decoding.load_text("")
+    for name in ("wikitext", str(tmp_path / "test.parquet"), str(tmp_path / "test.jsonl")):
+        assert list(load_documents(name, "joined")) == [" = Title = \n Some text . \n"]
     rows[1]["text"] = None
     with pytest.raises(InputError, match=r"Salesforce/wikitext, row 2: the field text holds null"):
-        decoding.load_text("")
+        load_documents("wikitext", "joined")
 
 
 # --- generative perplexity

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from asarm.cli.decode import ABLATIONS, parse_arguments
+from asarm.data.rows import Row
 from asarm.evals.decoding import texts
 from asarm.evals.decoding.config import DecodingEvalConfig
 from asarm.evals.decoding.generative_perplexity import causal_scorer, token_entropy
@@ -73,11 +74,11 @@ def test_documents_of_a_file(text_file, sample_text):
 def test_openwebtext_is_read_as_far_as_needed(monkeypatch, tiny_folder, sample_text):
     codec, read = load(tiny_folder)[1], []
 
-    def stream(source, instead):
+    def stream(source, instead, fields):
         assert source == ("Skylion007/openwebtext", "train")
         for number in range(1000):
             read.append(number)
-            yield {"text": f"{number}. {sample_text}"}
+            yield Row("a row", {"text": f"{number}. {sample_text}"})
 
     monkeypatch.setattr(texts, "hub_stream", stream)
     config = configured(text="openwebtext", num_texts=5, length=[32, 64], shuffle=False, mask_rate=0.9)
