@@ -51,8 +51,6 @@ def test_the_documents_of_a_stream_are_cut_or_padded(monkeypatch, part):
     texts = Texts(np.array([5, 6, 0, 0, 7, 8, 9, 1, 0, 0, 3, 0], dtype=np.uint16), end=[0], block_size=3)
     assert len(texts) == 3
     assert texts[np.array([1, 0, 2])].tolist() == [[7, 8, 9], [5, 6, 0], [3, 0, PADDING]]
-    longer = Texts(np.array([5, 4, 0, 4, 0, 7, 8, 4, 0]), end=[4, 0], block_size=3)
-    assert longer[np.arange(2)].tolist() == [[5, 4, 0], [7, 8, 4]]
     for stream in ([], [0, 0], [4, 5]):
         with pytest.raises(InputError, match=f"the text has {len(stream)} tokens, and no document"):
             Texts(np.array(stream, dtype=np.uint16), end=[0], block_size=3)

@@ -12,7 +12,7 @@ from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.batch import InfillBatch
 from asarm.utils.errors import InputError
-from support.models import tiny_gpt2, tiny_xlnet
+from support.models import tiny_gpt2, tiny_llama, tiny_xlnet
 
 SETTINGS = {
     "sequential": SamplerConfig(sampler="sequential"),
@@ -21,7 +21,7 @@ SETTINGS = {
     "fused": SamplerConfig(sampler="fused", k=3),
     "parallel": SamplerConfig(sampler="parallel", steps=3),
 }
-BACKBONES = pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet])
+BACKBONES = pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])
 
 
 def random_batch(batch: int, length: int) -> InfillBatch:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, BertConfig, GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from asarm import SamplerConfig, load, log_prob, sample
-from asarm.models.from_gpt2 import start_from
+from asarm.models.conversion.from_gpt2 import start_from
 from asarm.objective.loss import LossConfig, training_loss
 from asarm.utils.errors import InputError
 from support.hub import Hub
@@ -343,7 +343,7 @@ def test_other_architectures_are_refused(tmp_path):
 def test_a_repository_of_the_hub(folder, tmp_path):
     """In a process of its own, because `huggingface_hub` reads its environment when it is imported."""
     script = (
-        "from asarm.models.from_gpt2 import start_from; model, codec = start_from('user/gpt2', 'second'); "
+        "from asarm.models.conversion.from_gpt2 import start_from; model, codec = start_from('user/gpt2', 'second'); "
         "print(float(model.wte.weight[:300].double().sum()), codec.mask_token_id)"
     )
     with Hub({"user/gpt2": {"main": tmp_path, "second": folder}}) as hub:

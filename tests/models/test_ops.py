@@ -18,6 +18,12 @@ def test_few_rows_give_the_usual_product(shape, with_bias):
         torch.testing.assert_close(small_batch_linear(x, weight, bias), F.linear(x, weight, bias))
 
 
+def test_bfloat16_is_left_to_its_library():
+    x, weight = torch.randn(3, 24).bfloat16(), torch.randn(40, 24).bfloat16()
+    with torch.inference_mode():
+        assert torch.equal(small_batch_linear(x, weight), F.linear(x, weight))
+
+
 def test_gradients_flow():
     weight = torch.randn(4, 3, requires_grad=True)
     small_batch_linear(torch.ones(2, 3), weight).sum().backward()

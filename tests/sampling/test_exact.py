@@ -14,7 +14,7 @@ from asarm.sampling.adaptive_window import AdaptiveWindow
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.fused import sample_fused
 from asarm.tokenization.batch import InfillBatch
-from support.models import tiny_gpt2, tiny_xlnet
+from support.models import tiny_gpt2, tiny_llama, tiny_xlnet
 
 VOCABULARY = 4
 SAMPLES = 100_000
@@ -125,8 +125,9 @@ def test_exact_samplers_at_temperature_1(problem, settings):
 
 
 @pytest.mark.parametrize("settings", cases([EXACT[0], EXACT[2], *EXACT[6:9], EXACT[10]], EXACT[0]))
-def test_exact_samplers_on_xlnet(settings):
-    model, *rows = ragged_problem(tiny_xlnet(VOCABULARY + 1, draft_head=8))
+@pytest.mark.parametrize("backbone", [tiny_xlnet, tiny_llama])
+def test_exact_samplers_on_other_backbones(backbone, settings):
+    model, *rows = ragged_problem(backbone(VOCABULARY + 1, draft_head=8))
     p_values = chi_square_p(model, rows, SamplerConfig(temperature=0.7, **settings))
     assert min(p_values) > 0.001, p_values
 
@@ -174,9 +175,13 @@ def test_tolerance_is_not_exact(problem):
     assert min(chi_square_p(model, rows, SamplerConfig(k=3, tolerance=0.3))) < 1e-6
 
 
-def test_log_prob_is_the_product_of_single_conditionals(problem):
+BACKBONES = pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])
+
+
+@BACKBONES
+def test_log_prob_is_the_product_of_single_conditionals(backbone):
     """Chain rule by one query at a time, with the content laid out by hand."""
-    model, tokens, given, target = problem
+    model, tokens, given, target = ragged_problem(backbone(VOCABULARY + 1))
     scores = log_prob(model, tokens, given, target)
     for row in range(3):
         known = given[row].nonzero()[:, 0].tolist()
@@ -191,9 +196,10 @@ def test_log_prob_is_the_product_of_single_conditionals(problem):
             known.append(position)
 
 
-def test_any_subset_given_any_other_is_a_distribution(problem):
+@BACKBONES
+def test_any_subset_given_any_other_is_a_distribution(backbone):
     """Targets and prompt that leave positions out: the distribution over the targets still sums to one."""
-    model, tokens, _, _ = problem
+    model, tokens, _, _ = ragged_problem(backbone(VOCABULARY + 1))
     given = torch.tensor([False, False, True, False, False, False, True, False])
     target = torch.tensor([True, False, False, False, True, False, False, True])
     assert abs(float(enumerated(model, tokens[0], given, target, 1.0).sum()) - 1) < 1e-5

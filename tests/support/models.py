@@ -4,6 +4,7 @@ import torch
 
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.models.llama import AnyOrderLlama, AnyOrderLlamaConfig
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.tokenization.batch import InfillBatch
 
@@ -30,6 +31,17 @@ def tiny_xlnet(vocab_size: int = 5, scale: float = 0.6, **shape) -> AnyOrderMode
     shape = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 64} | shape
     return randomise(
         AnyOrderXLNet(AnyOrderXLNetConfig(vocab_size=vocab_size, mask_token_id=vocab_size - 1, **shape)), scale
+    )
+
+
+def tiny_llama(vocab_size: int = 5, scale: float = 0.6, **shape) -> AnyOrderModel:
+    """A two-layer `llama` backbone with all of its parts, two heads a key; the last token id is the mask."""
+    shape = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 64, "qkv_bias": True, "qk_norm": True,
+    } | shape  # fmt: skip
+    return randomise(
+        AnyOrderLlama(AnyOrderLlamaConfig(vocab_size=vocab_size, mask_token_id=vocab_size - 1, **shape)), scale
     )
 
 

@@ -10,7 +10,8 @@ from transformers import XLNetConfig, XLNetLMHeadModel
 from asarm.__main__ import main
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
-from support.models import tiny_gpt2, tiny_xlnet
+from support.llama import save_llama
+from support.models import tiny_gpt2, tiny_llama, tiny_xlnet
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
 PROSE = "".join(f"The {n} cats of house {n % 7} sat on mat {n % 5}, and no dog came by.\n" for n in range(300))
@@ -26,7 +27,7 @@ SAMPLERS = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet])
+@pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])
 def test_every_sampler_decodes_under_autocast(backbone, name):
     model = backbone(20, draft_head=8)
     generator = torch.Generator().manual_seed(0)
@@ -58,7 +59,7 @@ ABLATIONS = {
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("backbone", ["gpt2", "xlnet"])
+@pytest.mark.parametrize("backbone", ["gpt2", "xlnet", "llama"])
 def test_training_in_bf16_validates(backbone, ablation, tmp_path, xlnet_folder, monkeypatch, capsys):
     rows = [json.dumps({"text": line * (1 + index % 5)}) for index, line in enumerate(PROSE.splitlines())]
     (tmp_path / "prose.jsonl").write_text("\n".join(rows), encoding="utf-8")
@@ -69,6 +70,9 @@ def test_training_in_bf16_validates(backbone, ablation, tmp_path, xlnet_folder, 
     } | ABLATIONS[ablation]  # fmt: skip
     if backbone == "xlnet":
         options["init_from"] = xlnet_folder
+    if backbone == "llama":
+        save_llama(tmp_path / "llama", PROSE)
+        options["init_from"] = tmp_path / "llama"
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     monkeypatch.setattr("sys.argv", ["asarm", "train", *arguments])
     assert main() == 0, capsys.readouterr().err

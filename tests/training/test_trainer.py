@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, XLNetConfig, XLNetLMHeadModel
 
 from asarm import load
 from asarm.cli.train import load_text_scorer
@@ -19,6 +19,7 @@ from asarm.training.config import TrainingConfig
 from asarm.training.distributed import start_trackers
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
+from support.llama import TINY, byte_tokenizer
 from support.training import PROSE, run_config
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
@@ -57,14 +58,17 @@ def test_training_can_start_from_a_model(tmp_path):
     assert second["nll_0.5"] == pytest.approx(first["nll_0.5"], abs=0.02)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "xlnet"])
+@pytest.mark.parametrize("kind", ["gpt2", "xlnet", "llama"])
 def test_training_can_start_from_other_models(tmp_path, kind):
-    """From GPT-2's weights and from XLNet's, whose dropout is on; and go on after an interruption."""
+    """From GPT-2's weights, XLNet's, whose dropout is on, and Llama's; and go on after an interruption."""
     torch.manual_seed(0)
     folder = tmp_path / kind
     if kind == "gpt2":
         tokenizer = train_tokenizer([PROSE], 400)
         model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=64, n_embd=32, n_layer=2, n_head=2))
+    elif kind == "llama":
+        tokenizer = byte_tokenizer(PROSE)
+        model = LlamaForCausalLM(LlamaConfig(**TINY | {"tie_word_embeddings": True}))
     else:
         tokenizer = train_xlnet_tokenizer(PROSE, 400)
         model = XLNetLMHeadModel(XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64))

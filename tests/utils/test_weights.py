@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, XLNetConfig, XLNetLMHeadModel
 
 from asarm.evals.hub import load_causal
-from asarm.models.from_gpt2 import start_from
+from asarm.models.conversion.from_gpt2 import start_from
 from asarm.models.load import AsArm, load_tokenizer
 from asarm.utils.errors import InputError
 from asarm.utils.weights import POINTER

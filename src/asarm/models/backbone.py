@@ -85,7 +85,8 @@ class AnyOrderModel(PreTrainedModel):
 
         tokens, positions: [B, C] int64, known tokens in rank order and their positions in the sequence. Without a cache
             they have ranks 0..C-1; with one, row b's have ranks cache.lengths[b]..cache.lengths[b]+C-1.
-        content_context: [B, C] int64, how many ranks each of them sees, including its own (at least 1).
+        content_context: [B, C] int64, how many ranks each of them sees, including its own (at least 1). A backbone that
+            is causal by rank (`llama`) shows it none beyond its own.
         query_positions: [B, Q] int64, the positions to be predicted.
         query_context: [B, Q] int64, how many ranks each query sees; 0 is allowed.
         Contexts that are the same in all rows may be given once, as [1, C] and [1, Q]: masks are then shared.

@@ -19,7 +19,7 @@ class LoadingOptions:
     revision: str | None = option(None, "branch, tag or commit of a Hub repository")
     white_space: str = option("auto", "auto, plain, or tokens: as the released code models read code")
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
-    dtype: str = option("auto", "auto (bfloat16 on GPUs that have it, else float32), float32 or bfloat16")
+    dtype: str = option("auto", "auto (bfloat16 where that is fast, else float32), float32 or bfloat16")
     compile: str = option("auto", "auto (on GPUs), on or off: decoding steps by torch.compile and CUDA graphs")
 
     def __post_init__(self) -> None:

@@ -19,11 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import normed_linear, recompute_in_backward, small_batch_linear
+from asarm.models.ops import Rotary, normed_linear, recompute_in_backward, rotate, small_batch_linear
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check, check_at_least
-
-Rotary = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, [B, 1, R, D / 2] each
 
 
 @strict
@@ -62,13 +60,6 @@ def rotary_table(positions: torch.Tensor, head_width: int, base: float) -> Rotar
     exponents = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
     angles = positions[:, None, :, None].float() * base**-exponents
     return angles.cos(), angles.sin()
-
-
-def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Turn the halves of x [B, H, R, D] by the angles of `rotary_table`."""
-    cos, sin = rotary
-    left, right = x.float().chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""`KeyValueCache`: keys and values in rank order, for rows of different lengths.
+"""`KeyValueCache`: keys and values in rank order, for rows of different lengths; `TokenCache` keeps the tokens, too.
 
 The representation of a known token never changes once its rank is reached, so the cache is exact and append-only:
 accepted tokens stay where they are, and rejecting tokens only shortens a length.
@@ -65,3 +65,32 @@ class KeyValueCache:
         self.keys = [k[rows] for k in self.keys]
         self.values = [v[rows] for v in self.values]
         self.lengths = self.lengths[rows]
+
+
+class TokenCache(KeyValueCache):
+    """A cache that also holds the token and the position of each rank, so that queries find the token to their left."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int, int],
+        device: torch.device,
+        dtype: torch.dtype,
+        static: bool = False,
+    ):
+        super().__init__(shape, device, dtype, static)
+        _, batch, _, capacity, _ = shape
+        self.tokens = torch.zeros(batch, capacity + 1, dtype=torch.long, device=device)
+        self.positions = torch.zeros_like(self.tokens)
+
+    def write_tokens(self, tokens: torch.Tensor, positions: torch.Tensor) -> None:
+        """Store tokens and positions [B, C] of the next C ranks after each row's length, as `write` does keys."""
+        slots = self.next_slots(tokens.shape[1])
+        self.tokens.scatter_(1, slots, tokens)
+        self.positions.scatter_(1, slots, positions)
+
+    def row_tensors(self) -> list[torch.Tensor]:
+        return [*super().row_tensors(), self.tokens, self.positions]
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        super().keep_rows(rows)
+        self.tokens, self.positions = self.tokens[rows], self.positions[rows]

@@ -10,7 +10,11 @@ from huggingface_hub import constants, snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from asarm.models.backbone import AnyOrderModel
+from asarm.models.conversion import gguf
+from asarm.models.conversion.from_llama import FAMILIES, any_order_llama, check_supported
+from asarm.models.conversion.vocabulary import add_mask_token, vocabulary_size
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.models.llama import AnyOrderLlama, AnyOrderLlamaConfig
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
@@ -19,7 +23,13 @@ from asarm.utils.weights import INDEX, WEIGHTS, find_weights, read_weights, refu
 
 logger = logging.getLogger(__name__)
 XLNET = AnyOrderXLNetConfig.model_type
-BACKBONES: dict[str, type[AnyOrderModel]] = {AnyOrderGPT2Config.model_type: AnyOrderGPT2, XLNET: AnyOrderXLNet}
+LLAMA = AnyOrderLlamaConfig.model_type
+BACKBONES: dict[str, type[AnyOrderModel]] = {
+    AnyOrderGPT2Config.model_type: AnyOrderGPT2,
+    XLNET: AnyOrderXLNet,
+    LLAMA: AnyOrderLlama,
+}
+KNOWN = (*BACKBONES, *FAMILIES)  # what can be loaded
 XLNET_TOKENIZER = "xlnet/xlnet-base-cased"  # released XLNet weights come without a tokenizer: all of them use this one
 # Names of the branches that released XLNet weights have on the Hub: code-..., code_..., nlp_...
 CODE_BRANCH, TEXT_BRANCH = re.compile(r"code([-_].*)?"), re.compile(r"nlp([-_].*)?")
@@ -39,7 +49,9 @@ def load_on_device(
     name: str, revision: str | None, white_space: str, device: torch.device, dtype: str
 ) -> tuple[AnyOrderModel, TextCodec]:
     """The model and codec of `load`, the model on a device. dtype: as in `pick_dtype`."""
-    model, codec = load(name, revision, pick_dtype(dtype, device), white_space)
+    config = read_config(name, model_folder(name, revision, weights=False))
+    large = config.model_type in (LLAMA, *FAMILIES)
+    model, codec = load(name, revision, pick_dtype(dtype, device, large), white_space)
     model.to(device)  # type: ignore[arg-type] # a decorator of transformers hides the types of the arguments
     return model, codec
 
@@ -66,6 +78,7 @@ class AsArm:
     ) -> AnyOrderModel:
         """A model in evaluation mode, named as in `model_folder`. Its config decides on the backbone.
 
+        Causal models of `transformers` of the families in `asarm.models.conversion.from_llama` are models of ours, too.
         Reads safetensors or, where there are none, pickles of tensors (see `asarm.utils.weights`).
 
         white_space: how text is encoded (see `TextCodec`): "tokens" or "plain"; "auto" is what the config says or, as
@@ -79,7 +92,13 @@ class AsArm:
         if white_space not in ("auto", "plain", "tokens"):
             raise InputError(f"unknown white_space {white_space!r}: choose auto, plain or tokens")
         config = read_config(name, model_folder(name, revision, weights=False))
-        model = read_weights(BACKBONES[config.model_type], name, model_folder(name, revision), dtype)
+        model: AnyOrderModel
+        if config.model_type in FAMILIES:
+            check_supported(config, name)
+            source = read_weights(FAMILIES[config.model_type], name, model_folder(name, revision), dtype)
+            model = any_order_llama(source, load_tokenizer(name, revision), name)
+        else:
+            model = read_weights(BACKBONES[config.model_type], name, model_folder(name, revision), dtype)
         if model.config.mask_token_id is None:
             fit_to_tokenizer(model.config, load_tokenizer(name, revision), name)
         if white_space != "auto":
@@ -105,11 +124,6 @@ def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBas
     config.n_tokens = known if known < config.vocab_size else None
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many rows an embedding of all tokens has."""
-    return max(tokenizer.get_vocab().values()) + 1
-
-
 def branch_white_space(model_type: str, name: str | Path, revision: str | None) -> str:
     """How a model encodes white space, by its branch on the Hub. Says so where that is a guess."""
     if model_type != XLNET or name == XLNET_TOKENIZER or TEXT_BRANCH.fullmatch(revision or ""):
@@ -129,18 +143,21 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     Raises InputError when it is missing, damaged or has no mask token.
     """
     folder = model_folder(name, revision, weights=False)
-    if not tokenizer_files(folder) and read_config(name, folder).model_type == XLNET:
+    kind = read_config(name, folder).model_type if (folder / "config.json").is_file() else None
+    if not tokenizer_files(folder) and kind == XLNET:
         try:
             folder = model_folder(XLNET_TOKENIZER, weights=False)
         except InputError as error:
             raise InputError(f"{name} comes without a tokenizer, and XLNet's is needed: {error}") from error
     tokenizer = read_tokenizer(name, folder)
+    if kind in FAMILIES:
+        add_mask_token(tokenizer)
     if tokenizer.mask_token_id is None:
         raise InputError(f"the tokenizer of {name} has no mask token: it does not belong to an any-subset model")
     return tokenizer
 
 
-def read_config(name: str | Path, folder: Path, known: Iterable[str] = tuple(BACKBONES)) -> PreTrainedConfig:
+def read_config(name: str | Path, folder: Path, known: Iterable[str] = KNOWN) -> PreTrainedConfig:
     """The config in a model's folder. Raises InputError when it is missing, damaged, or of none of the types `known`.
 
     name: what the user called the model, for the messages.
@@ -174,12 +191,15 @@ def read_tokenizer(name: str | Path, folder: Path) -> PreTrainedTokenizerBase:
 def model_folder(name: str | Path, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a model: a bundled one, a local one, or a Hub repository's in the cache.
 
+    name: also a GGUF file, see `asarm.models.conversion.gguf`.
     revision: branch, tag or commit of the repository; None is `main`. weights: whether the weights are needed, or
     config and tokenizer are enough. What the cache lacks is downloaded; with HF_HUB_OFFLINE=1 no request is made.
 
     Raises InputError when there is no such folder, repository or revision, or the download fails.
     """
     folder, revision = resolve_model(name), revision or constants.DEFAULT_REVISION
+    if file := gguf.find_gguf(folder, revision):
+        return gguf.unpacked(file)
     if Path(folder).is_dir():
         return Path(folder)
     if Path(folder).is_absolute() or folder.startswith(".") or folder.count("/") > 1:
@@ -243,9 +263,20 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """float32, bfloat16, or for "auto" bfloat16 on a GPU that supports it, else float32. InputError for other names."""
+def pick_dtype(name: str, device: torch.device, large: bool = False) -> torch.dtype:
+    """float32 or bfloat16. InputError for other names.
+
+    "auto" is bfloat16 on a GPU that supports it, and for large models on a CPU that multiplies it; else float32.
+    """
     if name not in DTYPES:
         raise InputError(f"unknown dtype {name!r}: choose from {', '.join(DTYPES)}")
-    is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if device.type == "cuda":
+        is_fast = torch.cuda.is_bf16_supported()
+    else:
+        is_fast = large and device.type == "cpu" and multiplies_bfloat16()
     return DTYPES[name] or (torch.bfloat16 if is_fast else torch.float32)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 faster than of float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

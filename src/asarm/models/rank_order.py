@@ -47,3 +47,15 @@ def rank_order(given: torch.Tensor, target: torch.Tensor, turn: torch.Tensor | N
     order = (group * n + within).argsort(dim=1)  # [B, N]
     prompt_length = given.sum(1)
     return RankOrder(order, prompt_length, prompt_length + target.sum(1))
+
+
+def left_neighbours(
+    tokens: torch.Tensor, positions: torch.Tensor, query_positions: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
+    """The token to the left of each query [B, Q] int64, or -1 where it is not among those that the query sees.
+
+    tokens, positions: [B, T], by rank. query_positions: [B, Q]. seen: [1 or B, Q, T] bool.
+    """
+    is_left = (positions[:, None] + 1 == query_positions[..., None]) & seen  # [B, Q, T]
+    rank = is_left.byte().argmax(-1)  # [B, Q]
+    return torch.where(is_left.any(-1), tokens.gather(1, rank), -1)

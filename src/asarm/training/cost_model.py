@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import PretrainedConfig
@@ -93,10 +94,29 @@ class SequenceRows:
         return self.prompt * self.prompt + later + later * (1 + self.drafted / max(self.targets, 1))
 
 
-def backbone_shape(config: PretrainedConfig) -> tuple[int, int, int]:
-    """Layers, width and width of the feed-forward layer of a backbone's config, GPT-2's or XLNet's."""
+class BackboneShape(NamedTuple):
+    """Layers, width, width of the feed-forward layer, and how many weights the matrices of a layer have."""
+
+    layers: int
+    width: int
+    inner: int
+    weights: int
+
+
+def is_llama(config: PretrainedConfig) -> bool:
+    """Whether a backbone's config is Llama's: its heads are grouped."""
+    return hasattr(config, "num_key_value_heads")
+
+
+def backbone_shape(config: PretrainedConfig) -> BackboneShape:
+    """The shape that a backbone's config describes, GPT-2's, XLNet's or Llama's."""
+    if is_llama(config):
+        width, inner = config.hidden_size, config.intermediate_size
+        heads = 2 * (config.num_attention_heads + config.num_key_value_heads) * config.head_dim
+        return BackboneShape(config.num_hidden_layers, width, inner, width * heads + 3 * width * inner)
     width = config.hidden_size if hasattr(config, "d_model") else config.n_embd
-    return config.n_layer, width, getattr(config, "d_inner", 4 * width)
+    inner = getattr(config, "d_inner", 4 * width)
+    return BackboneShape(config.n_layer, width, inner, 4 * width * width + 2 * width * inner)
 
 
 def sequence_flops(config: PretrainedConfig, rows: SequenceRows) -> float:
@@ -105,8 +125,8 @@ def sequence_flops(config: PretrainedConfig, rows: SequenceRows) -> float:
     Two for each weight a row meets, and those of attention; the backward pass counts twice. Recomputation (gradient
     checkpointing) is not counted.
     """
-    layers, width, inner = backbone_shape(config)
-    block, output = 4 * width * width + 2 * width * inner, width * config.vocab_size
+    layers, width, _, block = backbone_shape(config)
+    output = width * config.vocab_size
     return 3 * (2 * rows.total * layers * block + 2 * rows.queries * output + 4 * rows.seen * width * layers)
 
 
@@ -122,15 +142,17 @@ def memory_estimate(
 
     For each parameter: weight, gradient and AdamW's two moments in float32, temporaries of the optimiser's step, and
     the copy that autocast makes. For each row and layer: the activations saved for the backward pass, as counted on the
-    CPU for 12 heads x 64, and for XLNet its scores by position. And temporaries: the slices of logits, a layer that is
-    recomputed, and XLNet's scores by offset.
+    CPU for 12 heads x 64 (for Llama 9 heads x 32, three a key), and for XLNet its scores by position. And temporaries:
+    the slices of logits, a layer that is recomputed, and XLNet's scores by offset.
     """
-    layers, width, _ = backbone_shape(config)
+    layers, width, inner, _ = backbone_shape(config)
     rows, size = batch * sequence.total, 2 if bf16 else 4
     is_xlnet = hasattr(config, "d_model")
     keys = sequence.prompt if sequence.is_parallel else sequence.length
     scores = config.n_head * keys * size if is_xlnet else 0  # of one row
     layer = rows * (width * (26 if is_xlnet else 24 if bf16 else 38) + scores)
+    if is_llama(config):
+        layer = rows * (width * (30 if bf16 else 40) + 2 * inner * size)
     kept = rows * width * (12 if is_xlnet else 4) if checkpointing else layer
     temporary = 3 * SLICE_ELEMENTS * 4 + (layer if checkpointing else 0) + 6 * rows * scores
     return {

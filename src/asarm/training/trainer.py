@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from asarm.data.training_data import TrainingData, train_codec
 from asarm.models.backbone import AnyOrderModel
-from asarm.models.from_gpt2 import start_from
+from asarm.models.conversion.from_gpt2 import start_from
 from asarm.models.load import load
 from asarm.tokenization.batch import PADDING
 from asarm.tokenization.codec import TextCodec

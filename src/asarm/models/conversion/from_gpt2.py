@@ -1,4 +1,4 @@
-"""`start_from`: the model that training starts from, an any-subset model as it is or one made of GPT-2's weights.
+"""`start_from`: the model that training starts from, a model that `load` knows or one made of GPT-2's weights.
 
 GPT-2's weights serve both streams of our `gpt2` backbone. Its learned positions `wpe` are dropped, as positions are
 rotary here. Training has to compensate for that, and to teach the model bidirectional prompts.
@@ -13,8 +13,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from asarm.models.backbone import AnyOrderModel
+from asarm.models.conversion.vocabulary import add_mask_token, vocabulary_size
 from asarm.models.gpt2 import AnyOrderGPT2, Block, new_gpt2
-from asarm.models.load import BACKBONES, load, model_folder, read_config, read_tokenizer, vocabulary_size
+from asarm.models.load import KNOWN, load, model_folder, read_config, read_tokenizer
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check_at_least
 from asarm.utils.errors import InputError
@@ -42,7 +43,7 @@ class GPT2Weights(GPT2LMHeadModel):
 def start_from(
     name: str | Path, revision: str | None = None, white_space: str = "auto"
 ) -> tuple[AnyOrderModel, TextCodec]:
-    """A model to train, in float32, and its codec, from any-subset, XLNet or GPT-2 weights.
+    """A model to train, in float32, and its codec, from any-subset, XLNet, Llama-like or GPT-2 weights.
 
     name, revision: as in `model_folder`. white_space: as in `load`; for GPT-2 "auto" is "plain".
 
@@ -53,7 +54,7 @@ def start_from(
     does not implement, or with fewer rows of embeddings than its tokenizer has tokens.
     """
     folder = model_folder(name, revision, weights=False)
-    config = read_config(name, folder, known=(*BACKBONES, GPT2))
+    config = read_config(name, folder, known=(*KNOWN, GPT2))
     if not isinstance(config, GPT2Config):
         return load(name, revision, white_space=white_space)
     check_supported(config, name)
@@ -86,12 +87,7 @@ def check_supported(config: GPT2Config, name: str | Path) -> None:
 def new_tokenizer(name: str | Path, folder: Path) -> tuple[PreTrainedTokenizerBase, int]:
     """A GPT-2's tokenizer with a mask token and a pad token, and its `vocabulary_size` before these were added."""
     tokenizer = read_tokenizer(name, folder)
-    known = vocabulary_size(tokenizer)
-    if tokenizer.mask_token is None:
-        tokenizer.add_special_tokens({"mask_token": "<mask>"})
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # padding is never read: it needs no token of its own
-    return tokenizer, known
+    return tokenizer, add_mask_token(tokenizer)
 
 
 def new_model(config: GPT2Config, codec: TextCodec) -> AnyOrderGPT2:

@@ -1,0 +1,1 @@
+"""Any-subset models made of other models' weights."""

@@ -1,0 +1,336 @@
+"""Llama, Qwen2.5 and Qwen3 as any-subset autoregressive models: left to right they are what they were.
+
+Pre-norm blocks with RMSNorm, rotary positions, SwiGLU and grouped heads, under the names of `transformers`. Flags tell
+the families apart: biases of q, k and v (Qwen2.5), norms of the heads of q and k (Qwen3).
+
+A causal model predicts a position from the row of the token to its left. So a query starts from that token's embedding,
+is turned by that token's position, and adds `query_vector`, zero at first. Where the query's context does not include
+the token to its left, `no_left` stands in, so that a prediction is a function of what its context holds and of nothing
+else. The content stream is causal by rank, the prompt too: a prompt without a gap is read as in pretraining, and the
+text after it is predicted as by the causal model.
+
+Shapes: B rows of the batch, C content tokens, Q queries, R = C + Q, T visible ranks, E width, H heads of queries,
+G heads of keys and values, D head width.
+"""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
+from asarm.models.kv_cache import KeyValueCache, TokenCache
+from asarm.models.ops import Rotary, recompute_in_backward, rotate, small_batch_linear
+from asarm.models.rank_order import left_neighbours
+from asarm.utils.config import check, check_at_least
+
+
+@strict
+class AnyOrderLlamaConfig(PretrainedConfig):
+    """Shape of the model. Names are Llama's; see also `AnyOrderModel`. Raises InputError for shapes that cannot be.
+
+    rope_parameters: as in `transformers`. qkv_bias, output_bias, mlp_bias: whether these linear layers have biases.
+    qk_norm: whether the heads of queries and keys go through a norm. head_dim: 0 means hidden_size / heads.
+    """
+
+    model_type = "asarm-llama"
+    attribute_map = {"n_positions": "max_position_embeddings"}  # noqa: RUF012 (transformers' name)
+
+    vocab_size: int = 49153
+    max_position_embeddings: int = 8192
+    hidden_size: int = 576
+    intermediate_size: int = 1536
+    num_hidden_layers: int = 30
+    num_attention_heads: int = 9
+    num_key_value_heads: int = 3
+    head_dim: int = 0
+    rms_norm_eps: float | int = 1e-5
+    rope_parameters: dict | None = None
+    initializer_range: float | int = 0.02
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tie_word_embeddings: bool = True
+    mask_token_id: int | None = None
+    n_tokens: int | None = None
+    draft_head: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        check_at_least(self, rms_norm_eps=0, **dict.fromkeys(sizes, 1))
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.rope_parameters = self.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0}
+        super().__post_init__(**kwargs)
+        check_settings(self, "head_dim")
+        heads, keys = self.num_attention_heads, self.num_key_value_heads
+        check(heads % keys == 0, f"num_key_value_heads={keys} must divide num_attention_heads={heads}")
+        check(self.head_dim % 2 == 0, f"head_dim={self.head_dim} is odd; what is turned needs an even width")
+
+
+class RotaryAngles(nn.Module):
+    """Rotary frequencies, scaled as the config says.
+
+    They do not depend on the length of the sequence, or what is in the cache would change while it grows. So `dynamic`
+    scaling, which begins beyond max_position_embeddings, is never in effect.
+    """
+
+    bits: torch.Tensor
+
+    def __init__(self, config: AnyOrderLlamaConfig):
+        super().__init__()
+        with torch.device("cpu"):
+            theirs = LlamaRotaryEmbedding(cast(Any, config))
+        self.frequencies, self.scale = theirs.inv_freq.tolist(), theirs.attention_scaling
+        # Bits of float32 numbers: as integers they are not rounded when the model is cast to another dtype.
+        self.register_buffer("bits", torch.empty(len(self.frequencies), dtype=torch.int32), persistent=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Fill the buffer."""
+        self.bits.copy_(torch.tensor(self.frequencies, device="cpu", dtype=torch.float32).view(torch.int32))
+
+    def forward(self, positions: torch.Tensor) -> Rotary:
+        """Cosine and sine (float32) at integer positions [B, R]: [B, 1, R, D / 2] each."""
+        angles = positions[:, None, :, None].float() * self.bits.view(torch.float32)
+        return angles.cos() * self.scale, angles.sin() * self.scale
+
+
+class MaskedBlock(NamedTuple):
+    """Rows that read keys together, and what is added to their scores [1 or B, 1, H / G * rows, reach]."""
+
+    block: RowBlock
+    mask: torch.Tensor
+
+
+def masked_blocks(blocks: list[RowBlock], unseen: torch.Tensor, group: int, dtype: torch.dtype) -> list[MaskedBlock]:
+    """The blocks with their masks. unseen: [1 or B, 1, R, T]. group: how many heads of queries share keys, H / G."""
+    result = []
+    for block in blocks:
+        hidden = unseen[:, :, block.start : block.stop, : block.reach].repeat(1, 1, group, 1)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, float("-inf"))
+        result.append(MaskedBlock(block, mask))
+    return result
+
+
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised in the dtype of the weight: under autocast queries and keys come in another."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """The layer applied to x [..., I] -> [..., O], faster for a few rows."""
+    return small_batch_linear(x, layer.weight, layer.bias)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: AnyOrderLlamaConfig):
+        super().__init__()
+        width, self.head_dim = config.hidden_size, config.head_dim
+        query_width, key_width = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.group = config.num_attention_heads // config.num_key_value_heads
+        self.q_proj = nn.Linear(width, query_width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, key_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, key_width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query_width, width, bias=config.output_bias)
+        if config.qk_norm:
+            self.q_norm: nn.Module = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm: nn.Module = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        else:
+            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+
+    def heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))  # [B, R, H * D] -> [B, R, H, D]
+
+    def keys_values(self, content: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys, turned by their positions, and values of the content stream: [B, C, E] -> 2 x [B, G, C, D]."""
+        keys = self.k_norm(self.heads(linear(self.k_proj, content))).transpose(1, 2)
+        return rotate(keys, rotary), self.heads(linear(self.v_proj, content)).transpose(1, 2)
+
+    def queries(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+        """Queries of rows x [B, R, E], turned by their positions: [B, H, R, D]."""
+        return rotate(self.q_norm(self.heads(linear(self.q_proj, x))).transpose(1, 2), rotary)
+
+    def read(
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        blocks: list[MaskedBlock],
+        empty: torch.Tensor,
+    ) -> torch.Tensor:
+        """What queries [B, H, R, D], the rows of `blocks`, read of keys and values [B, G, T, D]: [B, R, E].
+
+        empty: [1 or B, R, 1], rows that read nothing.
+        """
+        parts = queries.split([block.stop - block.start for block, _ in blocks], dim=2)
+        read = []
+        for part, (block, mask) in zip(parts, blocks, strict=True):
+            grouped = part.unflatten(1, (-1, self.group)).flatten(2, 3)  # [B, G, H / G * rows, D]
+            out = F.scaled_dot_product_attention(
+                grouped, keys[:, :, : block.reach], values[:, :, : block.reach], attn_mask=mask
+            )
+            read.append(out.unflatten(2, (self.group, -1)).flatten(1, 2))  # [B, H, rows, D]
+        return recompute_in_backward(self.output, empty, *read)
+
+    def output(self, empty: torch.Tensor, *read: torch.Tensor) -> torch.Tensor:
+        """What the heads read, block by block [B, H, ., D] -> [B, R, E]."""
+        joined = torch.cat([part.transpose(1, 2).flatten(2) for part in read], dim=1).masked_fill(empty, 0.0)
+        return linear(self.o_proj, joined)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: AnyOrderLlamaConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return recompute_in_backward(
+            lambda gate, up: linear(self.down_proj, F.silu(gate) * up),
+            linear(self.gate_proj, x),
+            linear(self.up_proj, x),
+        )
+
+
+class Block(GradientCheckpointingLayer):
+    def __init__(self, config: AnyOrderLlamaConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        count: int,
+        blocks: list[MaskedBlock],
+        rotary: Rotary,
+        empty: torch.Tensor,
+        ranks: int,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> torch.Tensor:
+        """Rows x [B, C + Q, E], `count` of them content -> the rows of `blocks`, which are all or the last of them.
+
+        rotary, empty: of all rows. ranks: T. cache: stores the content's keys and values of `layer`.
+        """
+        cos, sin = rotary
+        normed = self.input_layernorm(x)
+        keys, values = self.self_attn.keys_values(normed[:, :count], (cos[:, :, :count], sin[:, :, :count]))
+        keys, values = readable(keys, values, cache, layer, ranks)
+        start = blocks[0].block.start
+        queries = self.self_attn.queries(normed[:, start:], (cos[:, :, start:], sin[:, :, start:]))
+        x = x[:, start:] + self.self_attn.read(queries, keys, values, blocks, empty[:, start:])
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """The parameters under the checkpoint's prefix `model`; `AnyOrderLlama` runs them."""
+
+    def __init__(self, config: AnyOrderLlamaConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.query_vector = nn.Parameter(torch.zeros(config.hidden_size))
+        self.no_left = nn.Parameter(torch.zeros(config.hidden_size))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary = RotaryAngles(config)
+
+
+class AnyOrderLlama(AnyOrderModel):
+    """The two-stream Llama: see the module's docstring, and `AnyOrderModel` for the contract.
+
+    Content tokens see no higher ranks than their own, whatever their contexts.
+    """
+
+    config: AnyOrderLlamaConfig
+    config_class = AnyOrderLlamaConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (transformers' name)
+
+    def __init__(self, config: AnyOrderLlamaConfig):
+        super().__init__(config)
+        self.model = Transformer(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.add_draft_head(config.hidden_size)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights, zero biases; a query is its left neighbour, and without one an average token."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, Transformer):
+            nn.init.zeros_(module.query_vector)
+            nn.init.zeros_(module.no_left)
+        if isinstance(module, RotaryAngles):
+            module.reset()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, embeddings: nn.Module) -> None:
+        self.model.embed_tokens = cast(nn.Embedding, embeddings)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> TokenCache:
+        config = self.config
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
+        return TokenCache(shape, self.device, self.compute_dtype, static)
+
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        content_context: torch.Tensor,
+        query_positions: torch.Tensor,
+        query_context: torch.Tensor,
+        cache: TokenCache | None = None,
+    ) -> torch.Tensor:
+        count, config = tokens.shape[1], self.config
+        ranks = torch.arange(count, device=tokens.device)[None] if cache is None else cache.next_slots(count)
+        visible = visibility(count, content_context.minimum(ranks + 1), query_context, cache)
+        slots = visible.unseen.shape[-1]  # T
+        if cache is not None:
+            cache.write_tokens(tokens, positions)
+            known, known_positions = cache.tokens[:, :slots], cache.positions[:, :slots]  # [B, T]
+        else:  # a scratch token stands in where there is no content
+            padding = (0, slots - count)
+            known, known_positions = F.pad(tokens, padding), F.pad(positions, padding)
+        seen = ~(visible.unseen[:, 0] | visible.empty)[:, count:]  # [1 or B, Q, T]
+        left = left_neighbours(known, known_positions, query_positions, seen)  # [B, Q]
+        embedding = self.model.embed_tokens
+        queries = torch.where((left >= 0)[..., None], embedding(left.clamp(min=0)), self.model.no_left)
+        x = torch.cat((embedding(tokens), queries + self.model.query_vector), dim=1)  # [B, R, E]
+        rotary = self.model.rotary(torch.cat((positions, query_positions - 1), dim=1))
+        group = config.num_attention_heads // config.num_key_value_heads
+        every_row, query_rows = (
+            masked_blocks(blocks, visible.unseen, group, x.dtype) for blocks in (visible.every_row, visible.query_rows)
+        )
+        for layer, block in enumerate(self.model.layers):
+            # The content stream ends with the keys and values of the last layer.
+            rows = query_rows if layer == config.num_hidden_layers - 1 else every_row
+            x = block(x, count, rows, rotary, visible.empty, slots, cache, layer)
+        return self.model.norm(x)
+
+    def output_layer(self) -> tuple[torch.Tensor, None]:
+        return self.lm_head.weight, None
+
+
+AutoConfig.register(AnyOrderLlamaConfig.model_type, AnyOrderLlamaConfig)
+AutoModel.register(AnyOrderLlamaConfig, AnyOrderLlama)
