@@ -10,7 +10,7 @@ from huggingface_hub import constants, snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from asarm.models.backbone import AnyOrderModel
-from asarm.models.conversion import gguf
+from asarm.models.conversion import gguf, smollm2
 from asarm.models.conversion.from_llama import FAMILIES, any_order_llama, check_supported
 from asarm.models.conversion.vocabulary import add_mask_token, vocabulary_size
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
@@ -198,6 +198,8 @@ def model_folder(name: str | Path, revision: str | None = None, weights: bool = 
     Raises InputError when there is no such folder, repository or revision, or the download fails.
     """
     folder, revision = resolve_model(name), revision or constants.DEFAULT_REVISION
+    if folder == smollm2.NAME and not Path(folder).exists():
+        return smollm2.smollm2_folder()
     if file := gguf.find_gguf(folder, revision):
         return gguf.unpacked(file)
     if Path(folder).is_dir():

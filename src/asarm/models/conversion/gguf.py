@@ -49,12 +49,17 @@ def unpacked(file: Path) -> Path:
     key = sha256_of_text(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}")[:16]
     folder = Path(constants.HF_ASSETS_CACHE) / "asarm" / "gguf" / f"{file.stem}-{key}"
     if not folder.exists():
-        if find_spec("gguf") is None:
-            raise InputError(f"reading {file} takes the package gguf: pip install gguf")
+        check_package(file)
         # The reader of GGUF files raises exceptions of all kinds.
         with as_input_error(lambda why: f"cannot read {file}: {why}", Exception):
             write_whole(folder, lambda path: unpack(file, path))
     return folder
+
+
+def check_package(name: str | Path) -> None:
+    """Raise InputError when the package that reads GGUF files is missing. name: of what is to be read."""
+    if find_spec("gguf") is None:
+        raise InputError(f"reading {name} takes the package gguf: pip install gguf")
 
 
 def unpack(file: Path, folder: Path) -> None:
