@@ -1,6 +1,5 @@
 """GGUF files: the same model as from safetensors, up to quantisation, whatever the file is named by."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,45 +14,7 @@ from asarm import load, log_prob
 from asarm.models.conversion.gguf import find_gguf
 from asarm.utils.errors import InputError
 from support.hub import Hub
-from support.llama import save_llama
-
-SHAPE = {"intermediate_size": 64, "tie_word_embeddings": True}
-
-
-def write_gguf(path: Path, model, tokenizer, kind: str, without: str = "lm_head.weight") -> None:
-    """A GGUF file of a Llama of `transformers`. kind: of its matrices, such as F32 and Q8_0. without: left out."""
-    gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
-    config, writer = model.config, gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    ids = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([token for token, _ in ids])
-    writer.add_token_types([3] + [1] * (len(ids) - 1))
-    writer.add_token_merges(
-        [" ".join(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
-    )
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    types = gguf.GGMLQuantizationType
-    for name, weight in model.state_dict().items():
-        if name not in ("lm_head.weight", without):
-            how = types[kind] if weight.ndim == 2 else types.F32
-            if "q_proj" in name or "k_proj" in name:  # pairs that are turned together stand side by side there
-                weight = weight.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).flatten(0, 2)
-            data = gguf.quants.quantize(weight.numpy(), how)
-            writer.add_tensor(names.get_name(name, (".weight",)), data, raw_dtype=how)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+from support.llama import GGUF_SHAPE, save_llama, write_gguf
 
 
 @pytest.fixture
@@ -65,7 +26,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(("kind", "tolerance"), [("F32", 1e-2), ("Q8_0", 0.3)])
 @torch.inference_mode()
 def test_it_is_the_model_of_the_safetensors(tmp_path, sample_text, cache, kind, tolerance):
-    reference = save_llama(tmp_path / "plain", sample_text, **SHAPE)
+    reference = save_llama(tmp_path / "plain", sample_text, **GGUF_SHAPE)
     expected, codec = load(tmp_path / "plain")
     file = tmp_path / "quantised" / "model.gguf"
     file.parent.mkdir()
@@ -82,7 +43,7 @@ def test_it_is_the_model_of_the_safetensors(tmp_path, sample_text, cache, kind, 
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path, sample_text, cache):
-    reference = save_llama(tmp_path / "plain", sample_text, **SHAPE)
+    reference = save_llama(tmp_path / "plain", sample_text, **GGUF_SHAPE)
     tokenizer, missing = AutoTokenizer.from_pretrained(tmp_path / "plain"), "model.layers.1.mlp.up_proj.weight"
     write_gguf(tmp_path / "model.gguf", reference, tokenizer, "F32", without=missing)
     with pytest.raises(InputError, match=f"do not fit its config.*{missing}"):

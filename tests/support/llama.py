@@ -1,7 +1,9 @@
 """Random models of `transformers`' Llama-like families, with a tokenizer that has no mask token."""
 
+import json
 from pathlib import Path
 
+import gguf
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -24,6 +26,7 @@ TINY = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None,
 }  # fmt: skip
+GGUF_SHAPE = {"intermediate_size": 64, "tie_word_embeddings": True}  # widths that can be quantised
 
 
 def random_llama(family: str = "llama", seed: int = 0, **settings) -> PreTrainedModel:
@@ -63,3 +66,38 @@ def save_llama(folder: Path, text: str, family: str = "llama", **settings) -> Pr
     model.save_pretrained(folder)
     byte_tokenizer(text).save_pretrained(folder)
     return model
+
+
+def write_gguf(path: Path, model, tokenizer, kind: str, without: str = "lm_head.weight") -> None:
+    """A GGUF file of a Llama of `transformers`. kind: of its matrices, such as F32 and Q8_0. without: left out."""
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    ids = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([token for token, _ in ids])
+    writer.add_token_types([3] + [1] * (len(ids) - 1))
+    writer.add_token_merges(
+        [" ".join(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
+    )
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    types = gguf.GGMLQuantizationType
+    for name, weight in model.state_dict().items():
+        if name not in ("lm_head.weight", without):
+            how = types[kind] if weight.ndim == 2 else types.F32
+            if "q_proj" in name or "k_proj" in name:  # pairs that are turned together stand side by side there
+                weight = weight.unflatten(0, (-1, 2, config.head_dim // 2)).transpose(1, 2).flatten(0, 2)
+            data = gguf.quants.quantize(weight.numpy(), how)
+            writer.add_tensor(names.get_name(name, (".weight",)), data, raw_dtype=how)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

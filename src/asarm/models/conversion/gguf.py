@@ -50,9 +50,7 @@ def unpacked(file: Path) -> Path:
     folder = Path(constants.HF_ASSETS_CACHE) / "asarm" / "gguf" / f"{file.stem}-{key}"
     if not folder.exists():
         check_package(file)
-        # The reader of GGUF files raises exceptions of all kinds.
-        with as_input_error(lambda why: f"cannot read {file}: {why}", Exception):
-            write_whole(folder, lambda path: unpack(file, path))
+        unpack_whole(file, folder, file)
     return folder
 
 
@@ -60,6 +58,13 @@ def check_package(name: str | Path) -> None:
     """Raise InputError when the package that reads GGUF files is missing. name: of what is to be read."""
     if find_spec("gguf") is None:
         raise InputError(f"reading {name} takes the package gguf: pip install gguf")
+
+
+def unpack_whole(file: Path, folder: Path, name: str | Path) -> None:
+    """Make the folder of a GGUF file, at once. Raises InputError, with the name, for what cannot be read."""
+    # The reader of GGUF files raises exceptions of all kinds.
+    with as_input_error(lambda why: f"cannot read {name}: {why}", Exception):
+        write_whole(folder, lambda path: unpack(file, path))
 
 
 def unpack(file: Path, folder: Path) -> None:

