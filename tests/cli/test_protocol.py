@@ -7,6 +7,40 @@ from asarm.cli.presets import Protocol, follows_paper
 from asarm.training.presets import PRESETS
 from asarm.utils.config import flat
 
+NEUTRAL = {  # options of evaluations that change neither what the paper's rows are nor how they are made, or add rows
+    "model", "revision", "sampler", "draft", "adaptive", "steps", "seed", "output_dir", "device", "compile",
+    "k_sweep", "k_sweep_texts", "tolerance_sweep", "batch_1_texts", "parallel_steps", "length_sampler", "proposals",
+    "white_space", "max_items", "data_dir", "workers", "timeout", "allow_code_execution",
+}  # fmt: skip
+
+
+def unwrapped(shown):
+    return shown.replace("\n  ", " ")
+
+
+def test_lines_are_as_wide_as_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = Protocol({f"setting_{n}": n for n in range(20)}).describe({f"setting_{n}": n for n in range(20)})
+    assert all(len(line) <= 40 for line in lines.splitlines()[1:])
+    assert unwrapped(lines).splitlines()[1] == "- as the paper: " + "; ".join(f"setting_{n} {n}" for n in range(20))
+
+
+def test_others_are_named_where_they_differ_and_all_items_are_all():
+    protocol = Protocol({"max_items": 0}, (), {"a": 1, "b": 2}, lambda in_force: {"b": in_force["c"]})
+    assert protocol.describe({"max_items": 0, "a": 1, "b": 7, "c": 2}).splitlines()[1:] == [
+        "- as the paper: max_items all"
+    ]
+    assert protocol.describe({"max_items": 3, "a": 0, "b": 2, "c": 3}).splitlines()[1:] == [
+        "- not as the paper: max_items 3 (the paper: all); a 0 (the paper: 1); b 3 (the paper: 2)"
+    ]
+
+
+@pytest.mark.parametrize("command", [decode, stories, language, code])
+def test_no_option_of_an_evaluation_is_forgotten(command):
+    protocol = Protocol(decode.PAPER) if command is decode else command.PROTOCOL
+    options = set(flat(command.parse_arguments(["paper"])))
+    assert options - NEUTRAL <= {*protocol.settings, *protocol.others}
+
 
 def test_settings_in_force_are_compared_with_the_papers():
     shown = Protocol({"dtype": "float32", "k": 5, "length": [512]}, ("a cache",)).describe(
@@ -42,7 +76,7 @@ def test_decode_says_what_differs(ablation, options, differing, monkeypatch, cap
     monkeypatch.setattr(decode, "DecodingEvaluation", lambda config: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception):
         decode.main([*([ablation] if ablation else []), "paper", *options])
-    lines = capsys.readouterr().out.splitlines()
+    lines = unwrapped(capsys.readouterr().out).splitlines()
     found = [line for line in lines if line.startswith("- not as the paper: ")]
     assert len(found) == bool(differing)
     assert not differing or differing in found[0]
@@ -61,7 +95,7 @@ def test_every_evaluation_says_what_it_follows(command, evaluation, arguments, m
     monkeypatch.setattr(command, evaluation, lambda config: pytest.fail("stop"))
     with pytest.raises(pytest.fail.Exception):
         command.main(["paper", "--temperature", "0.5", *arguments])
-    shown = capsys.readouterr().out
+    shown = unwrapped(capsys.readouterr().out)
     assert "dtype float32" in shown.split("- not as the paper: ")[0]
     assert "temperature 0.5 (the paper: 1)" in shown.split("- not as the paper: ")[1]
     with pytest.raises(pytest.fail.Exception):
@@ -72,10 +106,30 @@ def test_every_evaluation_says_what_it_follows(command, evaluation, arguments, m
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("paper")])
 def test_training_says_what_it_follows(preset):
     config = train.parse_arguments([preset, "--learning_rate", "2e-5"])
-    shown = train.protocol_of(preset).describe(flat(config))
+    shown = unwrapped(train.protocol_of(preset).describe(flat(config)))
     assert "bf16 True (the paper: False)" in shown
     assert "learning_rate 2e-05 (the paper: 1e-05)" in shown
     assert f"mask_low {PRESETS[preset]['mask_low']:g}" in shown.split("- not as the paper: ")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "processes", "differing"),
+    [
+        ([], 1, ""),
+        (["--objective", "parallel"], 1, "objective parallel (the paper: joint)"),
+        (["--order", "random"], 1, "order random (the paper: ascending)"),
+        (["--optimizer", "muon"], 1, "optimizer muon (the paper: adamw)"),
+        (["--unpacked"], 1, "unpacked True (the paper: False)"),
+        (["--train_files", "x.txt"], 1, "train_files x.txt (the paper: none)"),
+        (["--gradient_accumulation_steps", "1"], 4, ""),
+        (["--gradient_accumulation_steps", "1"], 1, "sequences a step 8 (the paper: 32)"),
+    ],
+)
+def test_training_says_what_differs(options, processes, differing):
+    config = train.parse_arguments(["paper-nlp", "--bf16", "False", *options])
+    shown = unwrapped(train.protocol_of("paper-nlp", processes).describe(flat(config)))
+    assert ("- not as the paper: " in shown) == bool(differing)
+    assert differing in shown
 
 
 def test_other_training_has_no_protocol():

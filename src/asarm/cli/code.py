@@ -13,7 +13,15 @@ format, whatever model wrote them.
 from pathlib import Path
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, Protocol, follows_paper, parse_with_preset, run
+from asarm.cli.presets import (
+    BUNDLED_SETS,
+    OFFICIAL_SETS,
+    Protocol,
+    follows_paper,
+    parse_with_preset,
+    run,
+    white_space_as,
+)
 from asarm.evals.code.baselines import BASELINES
 from asarm.evals.code.completions import CompletionsConfig, evaluate_completions
 from asarm.evals.code.config import CodeConfig
@@ -55,6 +63,7 @@ PROTOCOL = Protocol(
         "coupling": "residual",
         "k": 10,
         "temperature": 1.0,
+        "draft_temperature": None,
         "tolerance": 0.0,
         "gap_length": ["oracle"],
         "causal": "",
@@ -65,6 +74,8 @@ PROTOCOL = Protocol(
         "all problems are completed: the paper's code leaves the 156 without a suffix empty, as its slice ends at -0",
         "keys and values are cached: seconds are not those of the paper's code",
     ),
+    {"problems": [], "white_space": "tokens"},
+    white_space_as("tokens"),
 )
 PERMISSION = "--allow_code_execution"
 

@@ -11,7 +11,7 @@ many tolerances, as the paper's ablations do.
 
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, Protocol, follows_paper, parse_with_preset, run
+from asarm.cli.presets import BUNDLED_SETS, Protocol, follows_paper, parse_with_preset, run, white_space_as
 from asarm.evals.decoding.config import ROWS, WHOLE, WIKITEXT, DecodingEvalConfig
 from asarm.evals.decoding.run import DecodingEvaluation
 from asarm.utils.config import check_choices
@@ -90,8 +90,8 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER | BATCHES, "tiny": TINY}
 NOTES = (
-    "keys and values are cached, and the sampler's loop has no checks: seconds are not those of the paper's code",
-    "texts are WikiText-103's test articles, which are those of WikiText-2",
+    "keys and values are cached: seconds are not those of the paper's code",
+    "wikitext is the test part of WikiText-103: the same articles as WikiText-2's",
 )
 
 
@@ -117,5 +117,7 @@ def parse_arguments(arguments: list[str]) -> DecodingEvalConfig:
 def main(arguments: list[str]) -> None:
     config = parse_arguments(arguments)
     ablation, rest = split_ablation(arguments)
-    protocol = Protocol(PAPER | ABLATIONS.get(ablation, {}).get("paper", {}), NOTES)
+    protocol = Protocol(
+        PAPER | ABLATIONS.get(ablation, {}).get("paper", {}), NOTES, {"white_space": "plain"}, white_space_as("plain")
+    )
     run(config, DecodingEvaluation, "texts, metrics and plots", protocol if follows_paper(rest) else None)

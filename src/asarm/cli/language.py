@@ -25,10 +25,12 @@ PROTOCOL = Protocol(
     {
         "models": ["therealgabeguo/ASARM@nlp"],
         "tasks": ["lambada", "hellaswag"],
+        "trials": 1,
         "samplers": ["assd-self"],
         "coupling": "residual",
         "k": 10,
         "temperature": 1.0,
+        "draft_temperature": None,
         "tolerance": 0.0,
         "dtype": "float32",
         "batch_size": 1,
@@ -38,6 +40,7 @@ PROTOCOL = Protocol(
         "its HellaSwag counts how often the last ending is the right one; here it is the likeliest one that counts",
         "its likelihoods include the question, whose tokens see themselves; here they are of the ending alone",
     ),
+    {"lambada": "", "hellaswag": ""},
 )
 
 

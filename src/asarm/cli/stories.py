@@ -6,6 +6,7 @@ does; `--samplers sequential fused` takes fewer evaluations. `tiny`: the bundled
 repository, about a minute on two cores, offline.
 """
 
+from pathlib import Path
 from typing import Any
 
 from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, Protocol, follows_paper, parse_with_preset, run
@@ -13,10 +14,11 @@ from asarm.evals.infilling.config import PREFIX_ONLY
 from asarm.evals.stories.config import BAG, StoriesConfig
 from asarm.evals.stories.run import StoriesEvaluation
 
+STORIES = "cloze_test_val__spring2016.csv"
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "models": ["therealgabeguo/ASARM@nlp", "xlnet/xlnet-base-cased"],
-        "stories": str(OFFICIAL_SETS / "cloze_test_val__spring2016.csv"),
+        "stories": str(OFFICIAL_SETS / STORIES),
         "causal": "gpt2",
         "k": 10,  # of the released script: its own option of 15 is not passed on to the sampler, whose default is 10
         "gap_length": ["oracle", "search", "median"],
@@ -34,6 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 PROTOCOL = Protocol(
     {
+        "stories": STORIES,
         "models": ["therealgabeguo/ASARM@nlp", "xlnet/xlnet-base-cased"],
         "tasks": ["1/5", "3/5"],
         "trials": 5,
@@ -42,6 +45,7 @@ PROTOCOL = Protocol(
         "coupling": "residual",
         "k": 10,
         "temperature": 1.0,
+        "draft_temperature": None,
         "tolerance": 0.0,
         "gap_length": ["oracle"],
         "causal": "",
@@ -49,6 +53,7 @@ PROTOCOL = Protocol(
         "batch_size": 1,
     },
     ("keys and values are cached: seconds are not those of the paper's code",),
+    derived=lambda in_force: {"stories": Path(in_force["stories"]).name},  # wherever it is
 )
 
 

@@ -7,7 +7,7 @@ the paper's recipes, on OpenWebText or StarCoder's Python; they need a GPU and t
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -26,8 +26,15 @@ from asarm.utils.folder_lock import locked
 from asarm.utils.logging_setup import quiet_libraries
 
 PARTS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, LossConfig)
-# Options of the paper's presets that make a run faster or safer, or say what is reported of it.
-NO_PROTOCOL = ("eval_steps", "save_steps", "logging_steps", "streams", "shuffle_buffer", "num_workers")
+# Options that make a run faster or safer, or say what is reported of it, or that mean something with others only.
+NO_PROTOCOL = {
+    "output_dir", "cache_dir", "seed", "resume", "dry_run", "gradient_checkpointing", "torch_compile", "report_to",
+    "tracker_project", "tracker_run", "eval_steps", "eval_blocks", "eval_decodings", "held_out", "save_steps",
+    "save_total_limit", "logging_steps", "streams", "shuffle_buffer", "num_workers", "extensions", "vocab_size",
+    "n_embd", "n_layer", "n_head", "n_positions", "draft_window", "draft_share",
+    "per_device_train_batch_size", "gradient_accumulation_steps",
+}  # fmt: skip
+SEQUENCES = "sequences a step"
 SOURCE = ("train_files", "extensions", "text_field", "dataset", "dataset_dir", "dataset_revision", "dataset_split")
 
 
@@ -51,13 +58,21 @@ def parse_arguments(arguments: list[str]) -> RunConfig:
     return RunConfig(*parser.parse_args_into_dataclasses(options, look_for_args_file=False))
 
 
-def protocol_of(preset: str | None) -> Protocol | None:
-    """What the paper does, for its presets: their values, but for those that are not the paper's."""
+def protocol_of(preset: str | None, processes: int = 1) -> Protocol | None:
+    """What the paper does, for its presets: their values, but for those that are not the paper's, and the defaults of
+    options that they do not name. processes: how many train; what counts is their sequences of a step."""
     if preset is None or not preset.startswith("paper"):
         return None
-    return Protocol(
-        {name: value for name, value in PRESETS[preset].items() if name not in NO_PROTOCOL} | NOT_THE_PAPERS, NOTES
-    )
+
+    def sequences(config: Mapping[str, Any], processes: int) -> dict[str, int]:
+        micro_batches = config["gradient_accumulation_steps"] * processes
+        return {SEQUENCES: config["per_device_train_batch_size"] * micro_batches}
+
+    paper = flat(parse_arguments([preset])) | NOT_THE_PAPERS
+    named = [name for name in (PRESETS[preset] | NOT_THE_PAPERS) if name not in NO_PROTOCOL]
+    others = {name: value for name, value in paper.items() if name not in {*named, *NO_PROTOCOL}}
+    settings = {name: paper[name] for name in named} | sequences(paper, 1)
+    return Protocol(settings, NOTES, others, lambda in_force: sequences(in_force, processes))
 
 
 def load_text_scorer(name: str, device: torch.device) -> TextScorer:
@@ -84,10 +99,10 @@ def main(arguments: list[str]) -> None:
     quiet_libraries()
     logging.getLogger("datasets").setLevel(logging.ERROR)
     # slow to import, and not needed for --help
-    from asarm.training.distributed import is_first_process
+    from asarm.training.distributed import is_first_process, process_count
     from asarm.training.trainer import Trainer
 
-    protocol = protocol_of(split_preset(arguments, PRESETS)[0])
+    protocol = protocol_of(split_preset(arguments, PRESETS)[0], process_count())
     if protocol and is_first_process():
         print(protocol.describe(flat(config)), flush=True)
     if config.training.dry_run:

@@ -80,6 +80,11 @@ def is_first_process() -> bool:
     return get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0) == 0
 
 
+def process_count() -> int:
+    """Processes of a run, as its launcher says, before they are connected."""
+    return get_int_from_env(["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"], 1)
+
+
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether FSDP shards the weights."""
     return accelerator.distributed_type == DistributedType.FSDP

@@ -74,7 +74,7 @@ NOT_THE_PAPERS = {"bf16": False}
 NOTES = (
     "weight decay is for matrices only; the paper's is for all parameters",
     "every sequence has masks of its own; in the paper's code those of a micro-batch share one",
-    "every process and worker reads its own share of the data; in the paper's code all read the same",
+    "processes read shares of the data, and shuffle them; in the paper's code each reads all of it, in its order",
 )
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
