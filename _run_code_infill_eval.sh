@@ -13,7 +13,8 @@
 # Hub and the single-line problems of HumanEval-Infilling, which you put into eval_datasets. Programs are run in a
 # sandbox, and only with --allow_code_execution; without it there is no pass@k. `... tiny --help` lists the options.
 # Results go to results/code-PRESET in this repository; a run that was interrupted goes on. On Slurm give partition,
-# account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper
+# account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper. What paper follows of the paper's protocol is printed
+# first and explained in docs/protocol.md.
 # Faster than paper, and as exact: paper --samplers sequential fused.
 set -euo pipefail
 

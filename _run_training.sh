@@ -12,7 +12,7 @@
 #     bash _run_training.sh [PRESET] [options]
 #
 # PRESET: tiny (CPU, offline, minutes), paper-nlp (the default), paper-nlp-continued, paper-nlp-infill, paper-code,
-# paper-code-single-line; those of the paper want a GPU and the Hub. Where --train_files or --dataset come without one,
+# paper-code-single-line; those of the paper want a GPU and the Hub, and print what they follow (docs/protocol.md). Where --train_files or --dataset come without one,
 # nothing is preset, and --output_dir FOLDER is needed. `tiny --help` lists the options. Results go to
 # results/train-PRESET in this repository: the model to `model`, checkpoints beside it. A run that was interrupted goes
 # on when the same command is given again.

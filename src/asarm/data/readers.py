@@ -81,6 +81,21 @@ def read_text(path: str | Path) -> str:
     return text
 
 
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file, each with its newline, or the texts of the rows of other files; empty ones, too.
+
+    Raises InputError as `documents` does, for a text that is null, and if all are empty.
+    """
+    path = Path(path)
+    with opened(path) as (file, kind):
+        if kind != TEXT:
+            found = [text_value(value, where, name) for where, name, value in _column(file, kind, path, None)]
+            if not "".join(found).strip():
+                raise InputError(f"{path} is empty")
+            return found
+    return list(io.StringIO(read_text(path), newline="\n"))
+
+
 def joined(parts: Iterable[tuple[bool, str]]) -> str:
     """Documents in pieces (is the first of a document, piece) as one text in which each begins a line."""
     text: list[str] = []

@@ -1,5 +1,9 @@
 """Markdown tables and the numbers in them."""
 
+import re
+from collections.abc import Iterable
+
+SCREEN = 40  # lines of a terminal
 FEWEST = 20  # items from which intervals and tests say anything
 
 
@@ -59,3 +63,10 @@ def aligned_table(header: list[str], rows: list[list[str]]) -> str:
 def too_few(count: int, what: str) -> str:
     """The sentence that replaces statistics on fewer than FEWEST items; "" if there are enough."""
     return f"{count} {what} are too few for intervals and tests." if count < FEWEST else ""
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """What models are called in tables: folders and repositories by their last part, if that tells them apart."""
+    names = list(dict.fromkeys(models))
+    short = [re.sub(r"^[^@]*/(?=[^/])", "", name) for name in names]
+    return dict(zip(names, short if len(set(short)) == len(names) else names, strict=True))

@@ -91,6 +91,8 @@ class OptionParser(HfArgumentParser):
 
     def add_argument(self, *names: Any, **settings: Any) -> Action:
         """As in argparse."""
+        if settings.get("action") == "store_false":  # what HfArgumentParser makes beside a flag that is on by default
+            settings["help"] = f"the opposite of --{settings['dest']}"
         action = super().add_argument(*names, **settings)
         if action.nargs == "?" and action.const is True:
             self.flags |= set(action.option_strings)

@@ -216,11 +216,14 @@ def test_a_file_of_wikitext_is_the_text_of_the_hub(monkeypatch, tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "test.parquet")
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
-    for name in ("wikitext", str(tmp_path / "test.parquet"), str(tmp_path / "test.jsonl")):
-        assert list(load_documents(name, "joined")) == [" = Title = \n Some text . \n"]
+    assert load_documents("", "joined") == [" = Title = \n Some text . \n"]
+    assert load_documents("", "rows") == [row["text"] for row in rows]
+    for name in ("test.parquet", "test.jsonl"):
+        for packing in ("joined", "rows"):
+            assert load_documents(str(tmp_path / name), packing) == load_documents("", packing)
     rows[1]["text"] = None
     with pytest.raises(InputError, match=r"Salesforce/wikitext, row 2: the field text holds null"):
-        load_documents("wikitext", "joined")
+        load_documents("", "joined")
 
 
 # --- generative perplexity

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from asarm.data.rows import Row
 from asarm.evals.decoding import texts
 from asarm.evals.decoding.config import DecodingEvalConfig
 from asarm.evals.decoding.generative_perplexity import causal_scorer, token_entropy
+from asarm.evals.decoding.report import summary
 from asarm.evals.decoding.run import evaluate
+from asarm.evals.tables import SCREEN
 from asarm.models.load import load
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import from_options
@@ -71,14 +74,19 @@ def test_documents_of_a_file(text_file, sample_text):
     assert list(texts.load_documents(text_file, "rows")) == sample_text.splitlines(keepends=True) * 6
 
 
+def test_lines_end_with_newlines_alone(tmp_path):
+    (tmp_path / "text.txt").write_text("one\u2028line\x0b\n\nanother", encoding="utf-8")
+    assert texts.load_documents(str(tmp_path / "text.txt"), "rows") == ["one\u2028line\x0b\n", "\n", "another"]
+
+
 def test_openwebtext_is_read_as_far_as_needed(monkeypatch, tiny_folder, sample_text):
     codec, read = load(tiny_folder)[1], []
 
     def stream(source, instead, fields):
-        assert source == ("Skylion007/openwebtext", "train")
+        assert (source, fields) == (("Skylion007/openwebtext", "train"), ["text"])
         for number in range(1000):
             read.append(number)
-            yield Row("a row", {"text": f"{number}. {sample_text}"})
+            yield Row(f"row {number}", {"text": f"{number}. {sample_text}"})
 
     monkeypatch.setattr(texts, "hub_stream", stream)
     config = configured(text="openwebtext", num_texts=5, length=[32, 64], shuffle=False, mask_rate=0.9)
@@ -152,12 +160,34 @@ def test_models_beside_each_other(settings, finished, tiny_folder, tmp_path):
     codec.save_pretrained(other)
     change = {"model": "", "models": [tiny_folder, str(other)]}
     metrics = evaluate(from_options(DecodingEvalConfig, output_dir=str(tmp_path / "run"), **(settings | change)))
-    assert f"{tiny_folder} N=16 assd-self" in metrics["against_sequential"]
-    assert f"{other} N=32 assd-self" in metrics["against_sequential"]
+    first, second = Path(tiny_folder).name, other.name
+    assert f"{first} N=16 assd-self" in metrics["against_sequential"]
+    assert f"{second} N=32 assd-self" in metrics["against_sequential"]
     lines = lines_of(tmp_path / "run")
     # The first model's results are those of a run of its own.
     assert without_times([one for one in lines if one["model"] == tiny_folder]) == without_times(lines_of(finished))
     assert len({line["true_text"] for line in lines if line["length"] == 16}) == 4
+
+
+def test_what_is_printed_fits_a_terminal(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    lines = summary(metrics).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "The rest" not in lines[-2]
+    many = metrics | {"k_sweep": {f"{name} {n}": one for name, one in metrics["k_sweep"].items() for n in range(20)}}
+    lines = summary(many).splitlines()
+    assert len(lines) <= SCREEN
+    assert lines[-2] == "The rest of what was swept over is in table.md."
+
+
+def test_sweeps_over_many_values_have_a_row_for_each(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    sweep = {
+        name: [point | {"k": k} for k in range(2, 9) for point in one[:1]] for name, one in metrics["k_sweep"].items()
+    }
+    printed = summary(metrics | {"k_sweep": sweep})
+    assert "| NFE by k, 3 texts | N=16 assd-self | N=32 assd-self |" in printed
+    assert printed.count("\n| 8 ") == 2
 
 
 # --- scores

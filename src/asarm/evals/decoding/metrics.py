@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from asarm.evals.decoding.config import BATCH_1
 from asarm.evals.stats import BASELINE, equality, mean_se, paired
+from asarm.evals.tables import short_names
 
 # Differences that count as none: 5 % of the perplexity (gen_nll is its logarithm), and 0.05 bits of entropy.
 MARGINS = {"gen_nll": math.log(1.05), "entropy": 0.05}
@@ -34,9 +35,9 @@ def by_model_and_length(samples: list[dict]) -> dict[tuple[str, int], list[dict]
 
 def prefixes(groups: Sequence[tuple[str, int]]) -> dict[tuple[str, int], str]:
     """What comes before the names of variants of each (model, length): nothing, if a run has only one of them."""
-    models, lengths = ({group[part] for group in groups} for part in (0, 1))
+    models, lengths = short_names(model for model, _ in groups), {length for _, length in groups}
     return {
-        (model, length): (f"{model} " if len(models) > 1 else "") + (f"N={length} " if len(lengths) > 1 else "")
+        (model, length): (f"{models[model]} " if len(models) > 1 else "") + (f"N={length} " if len(lengths) > 1 else "")
         for model, length in groups
     }
 

@@ -2,10 +2,12 @@
 
 from asarm.evals.decoding.metrics import MARGINS, SWEPT
 from asarm.evals.stats import BASELINE
-from asarm.evals.tables import aligned_table, markdown_table, p_text, plus_minus, stated, too_few
+from asarm.evals.tables import SCREEN, aligned_table, markdown_table, p_text, plus_minus, stated, too_few
 
 MEASURES = {"nfe": ("NFE", 1), "tokens_per_nfe": ("tokens per NFE", 3), "seconds": ("seconds a text", 3),
             "perplexity": ("generative perplexity", 1), "entropy": ("entropy, bits", 3)}  # fmt: skip
+
+SHORT = {"nfe": "NFE", "perplexity": "gen. PPL"}  # what is printed of sweeps
 
 
 def table(metrics: dict) -> str:
@@ -38,14 +40,24 @@ def summary(metrics: dict) -> str:
         for name, one in variants.items()
     ]
     count = next(iter(variants.values()))["nfe"]["n"]
-    header = ["variant", "NFE", "tokens per NFE", *_seconds_header(variants), "generative perplexity", "entropy"]
-    parts = [f"{count} texts\n", aligned_table(header, rows)]
-    for swept in SWEPT:
-        if sweep := metrics[f"{swept}_sweep"]:
-            parts += [_matrix(sweep, swept, key) for key in ("nfe", "perplexity")]
-    if few := too_few(count, "texts"):
-        return "\n".join([*parts, few])
-    return "\n".join([*parts, *(_comparison_line(name, one) for name, one in _main_comparisons(metrics).items())])
+    size = next(iter(variants.values()))["batch_size"]
+    seconds = [f"s, batch {size}", "s, batch 1"] if alone else ["seconds"]
+    header = ["variant", "NFE", "tokens/NFE", *seconds, "gen. PPL", "entropy"]
+    first = [
+        f"{count} texts; seconds a text, generative perplexity (gen. PPL), entropy in bits\n",
+        aligned_table(header, rows),
+    ]
+    few = too_few(count, "texts")
+    last = [few] if few else [_comparison_line(name, one) for name, one in _main_comparisons(metrics).items()]
+    matrices = [_matrix(sweep, swept, key) for swept in SWEPT if (sweep := metrics[f"{swept}_sweep"]) for key in SHORT]
+    # Lines of comparisons take two of a terminal; four are the protocol's end, progress and where the results are.
+    room = SCREEN - 4 - sum(part.count("\n") + 1 for part in first) - (1 if few else 2 * len(last))
+    middle = []
+    for matrix in matrices:
+        room -= matrix.count("\n") + 1
+        middle += [matrix] if room >= 0 else []
+    left = ["The rest of what was swept over is in table.md."] if len(middle) < len(matrices) else []
+    return "\n".join([*first, *middle, *left, *last])
 
 
 def _main_variants(metrics: dict) -> dict[str, dict]:
@@ -161,9 +173,12 @@ def _sweep_table(sweep: dict[str, list[dict]], swept: str) -> list[str]:
 
 
 def _matrix(sweep: dict[str, list[dict]], swept: str, key: str) -> str:
-    """One measure: a row for each variant, a column for each value."""
+    """One measure by variant and value swept over: the fewer of them are the columns."""
     values = sorted({point[swept] for curve in sweep.values() for point in curve})
     shown = [{point[swept]: f"{point[key]['mean']:.1f}" for point in curve} for curve in sweep.values()]
-    rows = [[name, *(cells.get(value, "") for value in values)] for name, cells in zip(sweep, shown, strict=True)]
-    about = f"{MEASURES[key][0]} by {swept}, {next(iter(sweep.values()))[0]['n']} texts"
-    return aligned_table([about, *(f"{value:g}" for value in values)], rows)
+    header = [f"{value:g}" for value in values]
+    cells = [[column.get(value, "") for value in values] for column in shown]
+    names, about = list(sweep), f"{SHORT[key]} by {swept}, {next(iter(sweep.values()))[0]['n']} texts"
+    if len(values) > len(names) > 1:
+        header, cells, names = names, [list(row) for row in zip(*cells, strict=True)], header
+    return aligned_table([about, *header], [[name, *row] for name, row in zip(names, cells, strict=True)])

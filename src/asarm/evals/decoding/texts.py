@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from asarm.data.packed import blocks
-from asarm.data.readers import read_text
+from asarm.data.readers import read_lines, read_text
 from asarm.evals.decoding.config import OPENWEBTEXT, ROWS, WIKITEXT, DecodingEvalConfig
 from asarm.evals.hub import hub_rows, hub_stream
 from asarm.tokenization.batch import InfillBatch
@@ -32,16 +32,16 @@ class Sequences:
 def load_documents(text: str, packing: str) -> Iterable[str]:
     """The documents of a local file, of WikiText's test part (also text=""), or of OpenWebText.
 
-    With packing "rows" each line is a document, with "joined" all of the text is one. OpenWebText has documents of its
+    With packing "rows" each line is a document, or each row of files with rows, empty ones, too; with "joined" all of
+    the text is one. OpenWebText has documents of its
     own, which are downloaded as they are read. Raises InputError when they cannot be had.
     """
     if text == OPENWEBTEXT:
         return _OpenWebText()
     if text in ("", WIKITEXT):
         rows = [row.fields["text"] for row in hub_rows(WIKITEXT_SOURCE, "--text", ["text"])]
-    else:
-        rows = read_text(text).splitlines(keepends=True)
-    return rows if packing == ROWS else ["".join(rows)]
+        return rows if packing == ROWS else ["".join(rows)]
+    return read_lines(text) if packing == ROWS else [read_text(text)]
 
 
 class _OpenWebText:

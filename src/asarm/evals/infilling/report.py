@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from asarm.evals.infilling.config import NO_MODEL
 from asarm.evals.stats import BASELINE
-from asarm.evals.tables import aligned_table, markdown_table, plus_minus, with_interval
+from asarm.evals.tables import aligned_table, markdown_table, plus_minus, short_names, with_interval
 from asarm.sampling.registry import NAMED_SAMPLERS
 
 SPECULATIVE = [name for name, changes in NAMED_SAMPLERS.items() if changes["sampler"] in ("assd", "fused")]
@@ -83,9 +83,9 @@ def several_models(variants: list[dict]) -> bool:
 
 def row_names(variants: list[dict]) -> list[str]:
     """The names of variants, with those of their models if there are several."""
-    several = several_models(variants)
+    several, short = several_models(variants), short_names(one["model"] for one in variants)
     return [
-        f"{one['variant']}, {one['model']}" if several and one["model"] != NO_MODEL else one["variant"]
+        f"{one['variant']}, {short[one['model']]}" if several and one["model"] != NO_MODEL else one["variant"]
         for one in variants
     ]
 
