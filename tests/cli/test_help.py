@@ -45,6 +45,21 @@ def test_help_shows_percent_signs_as_they_are(monkeypatch, capsys):
     assert "95 % of them masked" in capsys.readouterr().out
 
 
+def test_help_of_flags_that_are_on_by_default(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("sys.argv", ["asarm", "decode", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "the opposite of --shuffle" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["decode", "tiny"], ["train", "tiny"], ["code", "judge", "x"], ["judge", "x"]])
+def test_unknown_options_are_one_line(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["asarm", *command, "--no_such_option", "3"])
+    assert main() == 2
+    assert capsys.readouterr().err == f"asarm {command[0]}: unknown: --no_such_option 3; --help lists the options\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrapper", "arguments"), [(name, arguments) for name, every in WRAPPERS.items() for arguments in every]

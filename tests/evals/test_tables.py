@@ -2,7 +2,7 @@
 
 import pytest
 
-from asarm.evals.tables import FEWEST, short_names, with_interval
+from asarm.evals.tables import FEWEST, aligned, counted, markdown_table, short_names, with_interval
 
 
 @pytest.mark.parametrize(("n", "shown"), [(FEWEST, "25.0 [10.0, 40.0]"), (FEWEST - 1, "25.0")])
@@ -21,3 +21,17 @@ def test_intervals_are_shown_from_twenty_items(n, shown):
 )
 def test_short_names(models, expected):
     assert list(short_names(models).values()) == expected
+
+
+@pytest.mark.parametrize(("count", "shown"), [(0, "0 stories"), (1, "1 story"), (1871, "1,871 stories")])
+def test_counts_of_one_and_of_several(count, shown):
+    assert counted(count, "stories") == shown
+
+
+def test_tables_in_a_text_line_up():
+    text = "About:\n\n" + markdown_table(["model", "score"], [["long name", "1"], ["b", "10.5"]]) + "\nEnd.\n"
+    assert aligned(text).splitlines() == [
+        "About:", "",
+        "| model     | score |", "| :-------- | ----: |", "| long name |     1 |", "| b         |  10.5 |",
+        "", "End.",
+    ]  # fmt: skip

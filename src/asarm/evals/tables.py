@@ -62,7 +62,24 @@ def aligned_table(header: list[str], rows: list[list[str]]) -> str:
 
 def too_few(count: int, what: str) -> str:
     """The sentence that replaces statistics on fewer than FEWEST items; "" if there are enough."""
-    return f"{count} {what} are too few for intervals and tests." if count < FEWEST else ""
+    verb = "are" if count != 1 else "is"
+    return f"{counted(count, what)} {verb} too few for intervals and tests." if count < FEWEST else ""
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, such as `1 story` or `2 stories`. what: their name for several."""
+    one = re.sub("ie$", "y", what.removesuffix("s"))
+    return f"{count:,} {what if count != 1 else one}"
+
+
+def aligned(text: str) -> str:
+    """Text whose Markdown tables have their columns lined up on a terminal."""
+
+    def line_up(table: re.Match) -> str:
+        header, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in table[0].splitlines())
+        return aligned_table(header, rows)
+
+    return re.sub(r"(?:^\|.*\|\n)+", line_up, text, flags=re.MULTILINE)
 
 
 def short_names(models: Iterable[str]) -> dict[str, str]:

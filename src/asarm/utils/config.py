@@ -98,6 +98,14 @@ class OptionParser(HfArgumentParser):
             self.flags |= set(action.option_strings)
         return action
 
+    def parse_args_into_dataclasses(
+        self, *arguments: Any, return_remaining_strings: bool = False, **settings: Any
+    ) -> Any:
+        """As in HfArgumentParser. Raises InputError for unknown options, unless they are to be returned."""
+        *found, rest = super().parse_args_into_dataclasses(*arguments, return_remaining_strings=True, **settings)
+        check(return_remaining_strings or not rest, f"unknown: {' '.join(rest)}; --help lists the options")
+        return (*found, rest) if return_remaining_strings else tuple(found)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse."""
         words = sys.argv[1:] if args is None else list(args)

@@ -9,7 +9,7 @@ from asarm.evals.code.metrics import STATIC_MEASURES, from_problem, pass_rates, 
 from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.verdicts import run_tests
 from asarm.evals.stats import grouped, item_means, mean_with_interval
-from asarm.evals.tables import markdown_table, too_few, with_interval
+from asarm.evals.tables import counted, markdown_table, too_few, with_interval
 from asarm.utils.config import check_at_least, nested, option
 from asarm.utils.files import sha256_of_text
 from asarm.utils.folder_lock import locked
@@ -70,7 +70,7 @@ def _as_markdown(split: str, lines: list[dict]) -> str:
         found[f"pass@1 of {rate['n']} with a suffix"] = rate
     for key, label in STATIC_MEASURES.items():
         found[label] = mean_with_interval(list(item_means(group, key).values()))
-    about = f"{split}: {len(group)} problems, {len(lines)} completions; shares in %"
+    about = f"{split}: {counted(len(group), 'problems')}, {counted(len(lines), 'completions')}; shares in %"
     few = too_few(len(group), "problems") or "In brackets 95 % bootstrap intervals."
     table = markdown_table(list(found), [[with_interval(one, 1, 100) for one in found.values()]])
     return f"{describe_isolation()}.\n\n{about}. {few}\n\n{table}"

@@ -25,7 +25,7 @@ from asarm.evals.infilling.report import (
 )
 from asarm.evals.plots import plot_intervals
 from asarm.evals.stats import BASELINE
-from asarm.evals.tables import markdown_table, share_difference, too_few, with_interval
+from asarm.evals.tables import counted, markdown_table, share_difference, too_few, with_interval
 
 SUFFIX_PASS = "suffix_pass@1"
 
@@ -64,11 +64,9 @@ def code_summary(metrics: dict) -> str:
 
 
 def _heading(split: str, variants: list[dict]) -> str:
-    samples = max(one["samples"] for one in variants)
-    return (
-        f"**{split}**: {SPLITS[split].masked} is to be written; {variants[0]['problems']} problems, {samples} "
-        f"sample{'s' * (samples > 1)} of each. Shares"
-    )
+    samples = counted(max(one["samples"] for one in variants), "samples")
+    problems = counted(variants[0]["problems"], "problems")
+    return f"**{split}**: {SPLITS[split].masked} is to be written; {problems}, {samples} of each. Shares"
 
 
 def _shares(variants: list[dict]) -> str:

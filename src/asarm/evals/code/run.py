@@ -22,6 +22,7 @@ from asarm.evals.code.verdicts import read_verdicts, run_tests
 from asarm.evals.infilling.infill import InfillResult
 from asarm.evals.infilling.run import InfillEvaluation
 from asarm.evals.resumable import Unit
+from asarm.evals.tables import counted
 from asarm.utils.files import file_name, sha256_of_file, sha256_of_text
 from asarm.utils.jsonl import write_json_lines
 
@@ -49,7 +50,7 @@ class CodeEvaluation(InfillEvaluation):
 
     def describe(self, todo: int, total: int) -> str:
         counts = {split: min(len(some), self.config.max_items or len(some)) for split, some in self.problems.items()}
-        problems = ", ".join(f"{split}: {count} problems" for split, count in counts.items())
+        problems = ", ".join(f"{split}: {counted(count, 'problems')}" for split, count in counts.items())
         return f"{problems}; samples of each: {self.trials}; {super().describe(todo, total)}"
 
     def line(self, unit: Unit, example: CodeExample, result: InfillResult) -> dict:

@@ -2,7 +2,7 @@
 
 from asarm.evals.decoding.metrics import MARGINS, SWEPT
 from asarm.evals.stats import BASELINE
-from asarm.evals.tables import SCREEN, aligned_table, markdown_table, p_text, plus_minus, stated, too_few
+from asarm.evals.tables import SCREEN, aligned_table, counted, markdown_table, p_text, plus_minus, stated, too_few
 
 MEASURES = {"nfe": ("NFE", 1), "tokens_per_nfe": ("tokens per NFE", 3), "seconds": ("seconds a text", 3),
             "perplexity": ("generative perplexity", 1), "entropy": ("entropy, bits", 3)}  # fmt: skip
@@ -44,7 +44,7 @@ def summary(metrics: dict) -> str:
     seconds = [f"s, batch {size}", "s, batch 1"] if alone else ["seconds"]
     header = ["variant", "NFE", "tokens/NFE", *seconds, "gen. PPL", "entropy"]
     first = [
-        f"{count} texts; seconds a text, generative perplexity (gen. PPL), entropy in bits\n",
+        f"{counted(count, 'texts')}; seconds a text, generative perplexity (gen. PPL), entropy in bits\n",
         aligned_table(header, rows),
     ]
     few = too_few(count, "texts")
@@ -178,7 +178,7 @@ def _matrix(sweep: dict[str, list[dict]], swept: str, key: str) -> str:
     shown = [{point[swept]: f"{point[key]['mean']:.1f}" for point in curve} for curve in sweep.values()]
     header = [f"{value:g}" for value in values]
     cells = [[column.get(value, "") for value in values] for column in shown]
-    names, about = list(sweep), f"{SHORT[key]} by {swept}, {next(iter(sweep.values()))[0]['n']} texts"
+    names, about = list(sweep), f"{SHORT[key]} by {swept}, {counted(next(iter(sweep.values()))[0]['n'], 'texts')}"
     if len(values) > len(names) > 1:
         header, cells, names = names, [list(row) for row in zip(*cells, strict=True)], header
     return aligned_table([about, *header], [[name, *row] for name, row in zip(names, cells, strict=True)])

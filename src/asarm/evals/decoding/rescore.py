@@ -96,7 +96,12 @@ class Rescoring(Evaluation[dict]):
         for line in self.decodings:
             groups.setdefault(tuple(line[name] for name in UNIT), []).append(line)
         return [
-            Unit(dict(zip(UNIT, key, strict=True)), Variant(lines[0]["variant"], "", SamplerConfig()), lines, f"{key[1]} {key[2]}")
+            Unit(
+                dict(zip(UNIT, key, strict=True)),
+                Variant(lines[0]["variant"], "", SamplerConfig()),
+                lines,
+                f"{key[1]} {key[2]}",
+            )
             for key, lines in groups.items()
         ]
 

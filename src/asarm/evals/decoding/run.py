@@ -17,6 +17,7 @@ from asarm.evals.decoding.plots import plot_decoding
 from asarm.evals.decoding.report import summary, table
 from asarm.evals.decoding.texts import Sequences, choose_sequences, load_documents, prompt_text
 from asarm.evals.resumable import Evaluation, Unit, batches, run_settings, sampling_seed, take_turns
+from asarm.evals.tables import counted
 from asarm.models.compiled import DecodingModel, compiled_for_decoding
 from asarm.sampling import sample
 from asarm.tokenization.codec import TextCodec
@@ -97,7 +98,7 @@ class DecodingEvaluation(Evaluation[int]):
 
     def describe(self, todo: int, total: int) -> str:
         sizes = {
-            f"{len(one.index)} texts of {length} tokens, {self.config.visible(length)} visible": None
+            f"{counted(len(one.index), 'texts')} of {length} tokens, {self.config.visible(length)} visible": None
             for system in self.systems
             for length, one in system.sequences.items()
         }

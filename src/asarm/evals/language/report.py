@@ -17,7 +17,7 @@ from asarm.evals.stats import (
     paired_means,
     pairs_of_models,
 )
-from asarm.evals.tables import markdown_table, share_difference, too_few, with_interval
+from asarm.evals.tables import aligned, counted, markdown_table, share_difference, too_few, with_interval
 
 RESAMPLES = 9999
 SHARES = {"correct": "accuracy", "correct_norm": "normalised accuracy"}  # fields of lines that are true or false
@@ -124,7 +124,7 @@ def table(metrics: dict) -> str:
 
 def summary(metrics: dict) -> str:
     """What is printed at the end: all of the table, which fits a screen."""
-    return table(metrics)
+    return aligned(table(metrics))
 
 
 def lambada_parts(variants: list[dict]) -> list[str]:
@@ -134,7 +134,7 @@ def lambada_parts(variants: list[dict]) -> list[str]:
     count, model = exact[0]["accuracy"]["n"], ["model"] * (len(exact) > 1)
     lengths = ", ".join(f"{one['tokens']:.2f}" for one in exact)
     parts = [
-        f"LAMBADA, last word of {count} passages ({lengths} tokens a word), by its exact likelihood. "
+        f"LAMBADA, last word of {counted(count, 'passages')} ({lengths} tokens a word), by its exact likelihood. "
         f"{_intervals(count, 'passages')}{_cut(exact, count)}\n",
         markdown_table(
             [*model, "accuracy (greedy), %", "log-likelihood, nats", "perplexity of the word", "mean probability, %"],
@@ -177,8 +177,9 @@ def lambada_parts(variants: list[dict]) -> list[str]:
 def hellaswag_parts(variants: list[dict]) -> list[str]:
     """What is said of HellaSwag."""
     count, model = variants[0]["accuracy"]["n"], ["model"] * (len(variants) > 1)
+    questions = counted(count, "questions")
     return [
-        f"HellaSwag, {count} questions: the ending with the highest joint log-likelihood given the context.",
+        f"HellaSwag, {questions}: the ending with the highest joint log-likelihood given the context.",
         f"Normalised: divided by the ending's characters. {_intervals(count, 'questions')}{_cut(variants, count)}\n",
         markdown_table(
             [*model, "accuracy, %", "normalised accuracy, %"],

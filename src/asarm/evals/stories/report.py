@@ -20,7 +20,7 @@ from asarm.evals.infilling.report import (
 from asarm.evals.plots import plot_intervals
 from asarm.evals.stats import BASELINE
 from asarm.evals.stories.metrics import AVERAGED, MARGIN, MEASURES
-from asarm.evals.tables import markdown_table, stated, too_few, with_interval
+from asarm.evals.tables import counted, markdown_table, stated, too_few, with_interval
 
 WHAT_IS_MASKED = {"1/5": "the third of five sentences", "3/5": "the second, third and fourth of five sentences"}
 # What is compared in tables, {label: text of the difference}, and what is printed and plotted: the others of MEASURES
@@ -58,8 +58,8 @@ def story_summary(metrics: dict) -> str:
 
 
 def _heading(task: str, variant: dict) -> str:
-    trials = f"{variant['trials']} trial{'s' * (variant['trials'] > 1)}"
-    return f"**{task}**: {WHAT_IS_MASKED[task]} masked; {variant['stories']} stories, {trials}. ROUGE F1 x 100"
+    stories, trials = counted(variant["stories"], "stories"), counted(variant["trials"], "trials")
+    return f"**{task}**: {WHAT_IS_MASKED[task]} masked; {stories}, {trials}. ROUGE F1 x 100"
 
 
 def _scores(variants: list[dict]) -> str:

@@ -15,6 +15,7 @@ from asarm.evals.stories.data import StoryExample, read_stories
 from asarm.evals.stories.metrics import rouge, summarise, with_measures
 from asarm.evals.stories.report import plot_stories, story_page, story_summary, story_table
 from asarm.evals.stories.systems import story_systems
+from asarm.evals.tables import counted
 from asarm.utils.files import sha256_of_file
 
 
@@ -32,7 +33,7 @@ class StoriesEvaluation(InfillEvaluation):
         return super().settings() | {"stories_sha256": sha256_of_file(self.stories)}
 
     def describe(self, todo: int, total: int) -> str:
-        return f"{self.count} stories, {self.trials} trials; {super().describe(todo, total)}"
+        return f"{counted(self.count, 'stories')}, {counted(self.trials, 'trials')}; {super().describe(todo, total)}"
 
     def line(self, unit: Unit, example: StoryExample, result: InfillResult) -> dict:
         text = result.text.strip()
