@@ -29,9 +29,16 @@ def test_counts_of_one_and_of_several(count, shown):
 
 
 def test_tables_in_a_text_line_up():
-    text = "About:\n\n" + markdown_table(["model", "score"], [["long name", "1"], ["b", "10.5"]]) + "\nEnd.\n"
+    text = (
+        "About:\n\n"
+        + markdown_table(["model", "by", "score"], [["long name", "one", "1"], ["b", "two", "10.5"]])
+        + "\nEnd.\n"
+    )
     assert aligned(text).splitlines() == [
         "About:", "",
-        "| model     | score |", "| :-------- | ----: |", "| long name |     1 |", "| b         |  10.5 |",
+        "| model     | by  | score |",
+        "| :-------- | :-- | ----: |",
+        "| long name | one |     1 |",
+        "| b         | two |  10.5 |",
         "", "End.",
     ]  # fmt: skip

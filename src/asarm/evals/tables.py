@@ -45,18 +45,22 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def _is_text(cells: Iterable[str]) -> bool:
+    return all(cell[:1].isalpha() or cell[:1] == "/" for cell in cells)
+
+
 def aligned_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns line up on a terminal: the first is text, the others are numbers."""
+    """A Markdown table whose columns line up on a terminal, numbers on the right. The first column is text."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    numbers = [index > 0 and not _is_text(row[index] for row in rows) for index in range(len(header))]
 
     def line(cells: list[str]) -> str:
-        padded = [
-            cells[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)),
-        ]
+        columns = zip(cells, widths, numbers, strict=True)
+        padded = [cell.rjust(width) if number else cell.ljust(width) for cell, width, number in columns]
         return f"| {' | '.join(padded)} |"
 
-    rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    rules = [("-" * (width - 1), number) for width, number in zip(widths, numbers, strict=True)]
+    rule = [f"{dashes}:" if number else f":{dashes}" for dashes, number in rules]
     return "\n".join(map(line, [header, rule, *rows])) + "\n"
 
 

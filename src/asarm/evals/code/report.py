@@ -117,7 +117,7 @@ def _suffix_line(variants: list[dict]) -> str:
     if not rates:
         return ""
     count = next(one[SUFFIX_PASS]["n"] for one in variants if SUFFIX_PASS in one)
-    return f"pass@1 of the {count} problems whose suffix is not empty: {', '.join(rates)}.\n"
+    return f"pass@1 of the {count} problems whose suffix is not empty: {'; '.join(rates)}.\n"
 
 
 def _truncated(variants: list[dict]) -> str:
