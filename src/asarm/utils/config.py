@@ -91,6 +91,8 @@ class OptionParser(HfArgumentParser):
 
     def add_argument(self, *names: Any, **settings: Any) -> Action:
         """As in argparse."""
+        if settings.get("type") is string_to_bool:  # also where the default is neither true nor false
+            settings |= {"nargs": "?", "const": True}
         action = super().add_argument(*names, **settings)
         if action.nargs == "?" and action.const is True:
             self.flags |= set(action.option_strings)
