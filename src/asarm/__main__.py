@@ -4,6 +4,8 @@ import importlib
 import logging
 import sys
 
+from asarm.utils.errors import shortage
+
 COMMANDS = {
     "train": "train a model on local files or a streamed dataset",
     "sources": "Python sources of this installation as a corpus to train on",
@@ -29,8 +31,11 @@ def main() -> int:
         return 0 if asked else 2
     try:
         importlib.import_module(f"asarm.cli.{arguments[0]}").main(arguments[1:])
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"asarm {arguments[0]}: {error}", file=sys.stderr)
+    except Exception as error:
+        reason = shortage(error)
+        if reason is None and not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            raise
+        print(f"asarm {arguments[0]}: {reason or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nasarm {arguments[0]}: interrupted; finished parts are kept", file=sys.stderr)

@@ -186,6 +186,20 @@ def test_a_second_load_downloads_nothing(hub, online):
     assert len(whole) == len(set(whole)) > 8
 
 
+def test_a_cache_of_an_older_version_serves_offline(hub, home, online, tmp_path):
+    """Such a cache has no lists of the files of commits."""
+    shutil.copytree(home, tmp_path / "home", symlinks=True)
+    for lists in (tmp_path / "home").rglob("trees"):
+        shutil.rmtree(lists)
+    printed = run(
+        environment(hub, tmp_path / "home", HF_HUB_OFFLINE="1"),
+        {"code": "user/xlnet --revision code", "code_bin": "user/xlnet --revision code_bin"},
+    )
+    assert {branch: one.tokens() for branch, one in printed.items()} == {
+        branch: online[branch].tokens() for branch in printed
+    }
+
+
 def test_the_cache_serves_offline(online, offline):
     for branch in ("code", "nlp", "code_bin"):
         assert offline[branch].tokens() == online[branch].tokens()

@@ -213,3 +213,16 @@ def test_ngram_table_by_hand():
     torch.testing.assert_close(backed_off, torch.tensor([[1 / 6, 3 / 6, 1 / 6, 1 / 6, 0.0]]))
     uniform = bigram_distribution(sequence, torch.zeros_like(known), torch.tensor([1]), torch.tensor([True]), 5)
     torch.testing.assert_close(uniform, torch.full((1, 5), 0.2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"draft": "self"}, {"draft": "ngram"}, {"sampler": "fused"}, {"sampler": "parallel"}, {"coupling": "block"}],
+)
+def test_more_drafts_or_steps_than_tokens_change_nothing(model, settings):
+    """However many there are, beyond what tensors can hold, too."""
+    inputs = random_batch(4, 20, 12, seed=5)
+    enough = sample(model, *inputs, SamplerConfig(**settings, k=20, steps=20), range(4))
+    far_more = sample(model, *inputs, SamplerConfig(**settings, k=10**30, steps=10**30), range(4))
+    assert torch.equal(enough.tokens, far_more.tokens)
+    assert torch.equal(enough.nfe, far_more.nfe)

@@ -70,12 +70,39 @@ def test_training(tmp_path):
     assert new.config.draft_head == 64
     weights = new.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in old.state_dict().items() if "head" not in name)
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="is no empty folder"):
         train_draft_head(config)
 
 
 def test_settings_that_cannot_be(tmp_path):
-    for wrong in ({"model": ""}, {"hidden": 0}, {"span_share": 2.0}, {"block_size": 1}):
+    for wrong in (
+        {"model": ""},
+        {"hidden": 0},
+        {"span_share": 2.0},
+        {"block_size": 1},
+        {"seed": -1},
+        {"learning_rate": 0.0},
+    ):
         settings = {"model": "m", "train_files": ["t"], "output_dir": "o"} | wrong
         with pytest.raises(InputError):
             from_options(DraftHeadConfig, **settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"block_size": 600}, InputError, "block_size=600 is over the model's 512 positions"),
+        ({"learning_rate": 1e30}, FloatingPointError, "the loss became nan: try a lower learning_rate"),
+        ({"output_dir": str(TEXT)}, InputError, "is no empty folder"),
+    ],
+)
+def test_what_cannot_be_trained_writes_nothing(tmp_path, wrong, error, message):
+    output = tmp_path / "headed"
+    settings = {"output_dir": str(output), "block_size": 16, "max_steps": 4} | wrong
+    with pytest.raises(error, match=message):
+        train_draft_head(
+            from_options(
+                DraftHeadConfig, model="tiny-text", train_files=[str(TEXT)], cache_dir=str(tmp_path), **settings
+            )
+        )
+    assert not output.exists()

@@ -14,6 +14,7 @@ import time
 import pytest
 import torch
 
+from asarm.training import checkpoint
 from asarm.training.run_folder import ADDED
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
@@ -161,6 +162,14 @@ def test_a_signal_saves_at_the_end_of_the_step(tmp_path, monkeypatch, number, st
         assert calls.read_text() == "requeue 7\n"
     Trainer(run_config(tmp_path)).run()
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def test_checkpoints_are_ordered_by_their_steps(tmp_path):
+    for step in (999_900, 1_000_000, 10_000_000, 200):
+        checkpoint.save(tmp_path, step, None, lambda path: None)
+    assert checkpoint.newest(tmp_path).name == "checkpoint-10000000"
+    checkpoint.prune(tmp_path, 2)
+    assert [path.name for path in checkpoint.folders(tmp_path)] == ["checkpoint-1000000", "checkpoint-10000000"]
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_whole(tmp_path):

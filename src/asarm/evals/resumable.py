@@ -27,6 +27,7 @@ from asarm.utils.provenance import provenance
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+MOST_NAMED = 5  # settings that differ, in a message
 
 
 @dataclass
@@ -152,7 +153,8 @@ def claim(output: Path, settings: dict[str, Any], may_change: Sequence[str] = ()
     compared = [name for name in settings | before if name not in may_change]
     changed = [name for name in compared if settings.get(name) != before.get(name)]
     if changed:
-        shown = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in changed)
+        shown = ", ".join(f"{name} {before.get(name)!r}, now {settings.get(name)!r}" for name in changed[:MOST_NAMED])
+        shown += f", and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
         raise InputError(f"{output} holds results of other settings ({shown}): choose another output_dir")
 
 

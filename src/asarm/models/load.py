@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, is_offline_mode, snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from asarm.models.backbone import AnyOrderModel
@@ -215,11 +215,15 @@ def download(repository: str, revision: str, weights: bool) -> Path:
 
     Of weights in several forms only the one that is read is downloaded.
     """
-    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES))
+    # Else a commit is looked up on the Hub unless the cache has a list of its files; those of older versions have none.
+    offline = is_offline_mode()
+    folder = Path(
+        snapshot_download(repository, revision=revision, allow_patterns=SMALL_FILES, local_files_only=offline)
+    )
 
     def add(*files: str) -> Path | None:
         # The folder is called after the commit: from now on that is meant, wherever the branch moves.
-        snapshot_download(repository, revision=folder.name, allow_patterns=list(files))
+        snapshot_download(repository, revision=folder.name, allow_patterns=list(files), local_files_only=offline)
         return find_weights(folder)
 
     for file in WEIGHTS if weights else ():

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -53,9 +54,11 @@ def sample(
         raise ValueError(f"{len(seeds)} seeds for {len(tokens)} rows")
     if not target.any(dim=1).all():
         raise ValueError("a row has no target: there is nothing to fill")
+    batch, length = tokens.shape
+    # More drafts or steps than tokens change nothing, but would need memory.
+    config = replace(config, k=min(config.k, length), steps=min(config.steps, length))
     extra = {}
     if config.adaptive:
-        batch, length = tokens.shape
         extra["policy"] = adaptive_window_for(model, batch, length, config)
     start = _synchronised_time(model.device)
     result = SAMPLERS[config.sampler](model, InfillBatch(tokens, given, target), config, seeds, trace, **extra)

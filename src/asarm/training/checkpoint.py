@@ -100,7 +100,8 @@ def read_manifest(folder: Path) -> dict:
 
 def folders(output: Path) -> list[Path]:
     """The checkpoints of a run, whole or not, oldest first."""
-    return sorted(path for path in output.glob("checkpoint-*") if path.is_dir())
+    found = [path for path in output.glob("checkpoint-*") if path.is_dir()]
+    return sorted(found, key=lambda path: (len(path.name), path.name))  # those of millions of steps have longer names
 
 
 def newest(output: Path) -> Path | None:

@@ -60,7 +60,8 @@ class DraftHeadConfig:
         check(bool(self.model), "no model given")
         check(bool(self.corpus.train_files), "no train_files given")
         check(bool(self.output_dir), "no output_dir given")
-        check_at_least(self, hidden=1, window=1, max_steps=1, batch_size=1, logging_steps=1, block_size=8)
+        check_at_least(self, hidden=1, window=1, max_steps=1, batch_size=1, logging_steps=1, block_size=8, seed=0)
+        check(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
         check(0 <= self.span_share <= 1, f"span_share must lie in [0, 1], not {self.span_share}")
 
 
@@ -161,6 +162,8 @@ def fit_head(model: AnyOrderModel, training: np.ndarray, config: DraftHeadConfig
         if len(batch.left):
             teacher, draft = log_probs(model, batch)
             loss = divergence(teacher, draft).mean()
+            if not loss.isfinite():
+                raise FloatingPointError(f"at step {step} the loss became {loss:.4g}: try a lower learning_rate")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -178,14 +181,16 @@ def train_draft_head(config: DraftHeadConfig) -> dict[str, list[float]]:
     """
     output = Path(config.output_dir)
     with locked(output, beside=True):  # the folder itself is renamed
-        if output.exists() and any(output.iterdir()):
-            raise InputError(f"{output} is not empty: choose another output_dir")
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            raise InputError(f"{output} is no empty folder: choose another output_dir")
         return _train_and_write(output, config)
 
 
 def _train_and_write(output: Path, config: DraftHeadConfig) -> dict[str, list[float]]:
     torch.manual_seed(config.seed)
     model, codec = load_on_device(config.model, config.revision, "auto", pick_device(config.device), "float32")
+    longest = model.config.n_positions
+    check(config.block_size <= longest, f"block_size={config.block_size} is over the model's {longest} positions")
     add_head(model, config.hidden)
     training, held_out = (blocks(stream, config.block_size) for stream in local_corpus(config.corpus, codec))
     fit_head(model, training, config)

@@ -91,6 +91,8 @@ class OptionParser(HfArgumentParser):
 
     def add_argument(self, *names: Any, **settings: Any) -> Action:
         """As in argparse."""
+        if settings.get("type") is string_to_bool:  # also where the default is neither true nor false
+            settings |= {"nargs": "?", "const": True}
         if settings.get("action") == "store_false":  # what HfArgumentParser makes beside a flag that is on by default
             settings["help"] = f"the opposite of --{settings['dest']}"
         action = super().add_argument(*names, **settings)

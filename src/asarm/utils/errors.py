@@ -1,4 +1,9 @@
-"""`InputError`: user errors, shown as one line, with exit code 2."""
+"""`InputError`: user errors, shown as one line, with exit code 2; and what machines lack, said in the same way."""
+
+import errno
+
+MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # what torch says, on a GPU or a CPU
+DISK = ("No space left on device", "Disk quota exceeded")
 
 
 class InputError(ValueError):
@@ -8,3 +13,15 @@ class InputError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")
+
+
+def shortage(error: BaseException) -> str | None:
+    """What to say of an error for want of memory or disk, or of a number that is too large; None for other errors."""
+    message = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in message for part in MEMORY)):
+        return f"not enough memory ({first_line(error)}): lower batch sizes and lengths, or take a smaller model"
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in message for part in DISK):
+        return f"the disk is full ({first_line(error)}): make room, and run the same command again"
+    if isinstance(error, OverflowError):
+        return f"a number is too large ({first_line(error)})"
+    return None

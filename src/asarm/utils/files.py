@@ -21,13 +21,21 @@ def write_whole(path: str | Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.partial{path.suffix}")
     old = path.with_name(f".{path.name}.old")
     for leftover in (temporary, old):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-    write(temporary)
+        _delete(leftover)
+    try:
+        write(temporary)
+    except BaseException:
+        _delete(temporary)  # half of a model may fill the disk
+        raise
     if path.is_dir():
         path.rename(old)
     temporary.rename(path)
     if old.is_dir():
         shutil.rmtree(old)
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from asarm.__main__ import main
 from asarm.evals.decoding import rescore
+from asarm.utils.config import OptionParser, options_of
 from asarm.utils.jsonl import read_json_lines, write_json_lines
 from support.results import lines_of
 
@@ -94,6 +95,16 @@ def test_the_options_of_the_scoring_are_those_of_the_decoding_unless_given(resul
     nll = {path: [line["gen_nll"] for line in lines_of(path)] for path in (results, folder, tmp_path / "other")}
     assert sorted(nll[results]) == pytest.approx(sorted(nll[folder]))
     assert min(abs(a - b) for a, b in zip(nll[folder], nll[tmp_path / "other"], strict=True)) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [([], None), (["--add_start_token"], True), (["--add_start_token", "false"], False)]
+)
+def test_a_flag_without_a_default_needs_no_value(words, value):
+    parser = OptionParser(options_of(rescore.RescoringConfig))
+    parser.add_argument("results")
+    options, _ = parser.parse_args_into_dataclasses(["--judge", "gpt2", *words, "results"], look_for_args_file=False)
+    assert options.add_start_token is value
 
 
 def test_true_texts_are_scored_too(results, models, monkeypatch, capsys):

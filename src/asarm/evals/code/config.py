@@ -10,6 +10,7 @@ from asarm.utils.config import check_at_least, nested, option
 from asarm.utils.errors import InputError
 
 WANTED_K = (1, 10, 100)  # of pass@k
+LONGEST_TIMEOUT = 86400  # seconds; the operating system's clocks cannot count very many
 
 
 @dataclass
@@ -23,8 +24,8 @@ class TestRunnerConfig:
 
     def __post_init__(self) -> None:
         check_at_least(self, workers=1)
-        if not 0.1 <= self.timeout < float("inf"):
-            raise InputError(f"timeout must be a number of seconds of at least 0.1, not {self.timeout}")
+        if not 0.1 <= self.timeout <= LONGEST_TIMEOUT:
+            raise InputError(f"timeout must lie in [0.1, {LONGEST_TIMEOUT}] seconds, not {self.timeout}")
 
 
 @dataclass
