@@ -17,6 +17,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from asarm import load
+from asarm.models.adapter import adapter_parameters, add_adapter, new_adapter_config, save_adapter
+from asarm.models.load import model_folder
+from asarm.utils.weights import weights_sha256
+
 FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -101,3 +106,15 @@ def write_gguf(path: Path, model, tokenizer, kind: str, without: str = "lm_head.
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def save_random_adapter(folder: Path, base: str | Path, rank: int = 3) -> None:
+    """Write an adapter of a model, every parameter of which is drawn, as a training run does."""
+    model, codec = load(base)
+    add_adapter(model, new_adapter_config(rank, str(base), None, weights_sha256(base, model_folder(base))))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in adapter_parameters(model).values():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    save_adapter(model, folder, torch.float16)
+    codec.save_pretrained(folder)

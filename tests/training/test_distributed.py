@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from asarm.utils.folder_lock import locked
+from support.llama import save_llama
 from support.training import PROSE, steps, weights
 
 OPTIONS = {
@@ -43,6 +44,7 @@ def sources(tmp_path_factory):
     """The same text as a file and as a folder of JSON lines."""
     folder = tmp_path_factory.mktemp("sources")
     (folder / "prose.txt").write_text(PROSE, encoding="utf-8")
+    save_llama(folder / "llama", PROSE, tie_word_embeddings=True)
     (folder / "lines").mkdir()
     for file in range(4):
         rows = [json.dumps({"text": PROSE[n * 100 : n * 100 + 150]}) for n in range(file, 400, 4)]
@@ -55,7 +57,10 @@ def command(launcher, sources, run, kind="file", **changes):
         "file": {"train_files": sources / "prose.txt"},
         "stream": {"dataset": sources / "lines"},
         "unpacked": {"train_files": sources / "lines", "unpacked": True, "order": "random", "loss_scale": "rate"},
-    }
+        "lora": {
+            "train_files": sources / "prose.txt", "init_from": sources / "llama", "lora_rank": 4, "learning_rate": 0.02,
+        },
+    }  # fmt: skip
     options = OPTIONS | source[kind] | {"output_dir": run, "cache_dir": sources / "cache"} | changes
     return [*launcher, "train", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
 
@@ -104,8 +109,8 @@ def single(sources, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "kind"),
-    [(TORCHRUN, "file"), (TORCHRUN, "stream"), (TORCHRUN, "unpacked"), (ACCELERATE, "file")],
-    ids=["torchrun-file", "torchrun-stream", "torchrun-unpacked", "accelerate-file"],
+    [(TORCHRUN, "file"), (TORCHRUN, "stream"), (TORCHRUN, "unpacked"), (TORCHRUN, "lora"), (ACCELERATE, "file")],
+    ids=["torchrun-file", "torchrun-stream", "torchrun-unpacked", "torchrun-lora", "accelerate-file"],
 )  # fmt: skip
 def test_two_processes_give_the_curve_of_one(sources, single, tmp_path, launcher, kind):
     run = tmp_path / "run"
@@ -148,12 +153,16 @@ def test_a_sharded_run_goes_on_in_one_process_and_back(sources, single, tmp_path
 
 
 @pytest.mark.slow
-def test_muon_is_not_sharded(sources, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [("file", {"optimizer": "muon"}, "optimizer muon needs whole matrices"), ("lora", {}, "is not for FSDP")],
+)
+def test_what_is_not_sharded(sources, tmp_path, kind, changes, message):
     env = environment(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
-    run = command(TORCHRUN, sources, tmp_path / "run", optimizer="muon")
+    run = command(TORCHRUN, sources, tmp_path / "run", kind, **changes)
     failed = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
     assert failed.returncode != 0
-    assert "optimizer muon needs whole matrices" in failed.stderr
+    assert message in failed.stderr
 
 
 @pytest.mark.slow

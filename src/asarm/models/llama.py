@@ -124,9 +124,9 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
-def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """The layer applied to x [..., I] -> [..., O], faster for a few rows."""
-    return small_batch_linear(x, layer.weight, layer.bias)
+def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The layer applied to x [..., I] -> [..., O], faster for a few rows unless it has an adapter beside it."""
+    return small_batch_linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
 
 
 class Attention(nn.Module):

@@ -19,7 +19,17 @@ from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 from asarm.utils.hub_errors import as_input_error, config_errors, download_errors
-from asarm.utils.weights import INDEX, WEIGHTS, find_weights, read_weights, refuse_pointer, shard_names
+from asarm.utils.weights import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    INDEX,
+    WEIGHTS,
+    find_weights,
+    read_weights,
+    refuse_pointer,
+    shard_names,
+    weights_sha256,
+)
 
 logger = logging.getLogger(__name__)
 XLNET = AnyOrderXLNetConfig.model_type
@@ -40,7 +50,7 @@ TOKENIZER_FILES = [  # one of them holds the vocabulary
 ]  # fmt: skip
 # What is downloaded of a repository, besides one form of its weights.
 SMALL_FILES = [
-    "config.json", *TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
+    "config.json", ADAPTER_CONFIG, *TOKENIZER_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json",
 ]  # fmt: skip
 
@@ -79,7 +89,8 @@ class AsArm:
         """A model in evaluation mode, named as in `model_folder`. Its config decides on the backbone.
 
         Causal models of `transformers` of the families in `asarm.models.conversion.from_llama` are models of ours, too.
-        Reads safetensors or, where there are none, pickles of tensors (see `asarm.utils.weights`).
+        Reads safetensors or, where there are none, pickles of tensors (see `asarm.utils.weights`). An adapter is merged
+        into its base (see `merged`).
 
         white_space: how text is encoded (see `TextCodec`): "tokens" or "plain"; "auto" is what the config says or, as
         those of released checkpoints say nothing, "tokens" for XLNet's branches code, code-... and code_..., and
@@ -91,9 +102,12 @@ class AsArm:
         """
         if white_space not in ("auto", "plain", "tokens"):
             raise InputError(f"unknown white_space {white_space!r}: choose auto, plain or tokens")
-        config = read_config(name, model_folder(name, revision, weights=False))
+        folder = model_folder(name, revision, weights=False)
+        config = read_config(name, folder)
         model: AnyOrderModel
-        if config.model_type in FAMILIES:
+        if (folder / ADAPTER_CONFIG).is_file():
+            model = merged(name, model_folder(name, revision), config).to(dtype)  # type: ignore[arg-type]
+        elif config.model_type in FAMILIES:
             check_supported(config, name)
             source = read_weights(FAMILIES[config.model_type], name, model_folder(name, revision), dtype)
             model = any_order_llama(source, load_tokenizer(name, revision), name)
@@ -106,6 +120,31 @@ class AsArm:
         elif getattr(model.config, "white_space", None) is None:
             model.config.white_space = branch_white_space(config.model_type, name, revision)
         return model
+
+
+def merged(name: str | Path, folder: Path, config: PreTrainedConfig) -> AnyOrderModel:
+    """The base of an adapter with the adapter merged into it, in float32.
+
+    name, folder, config: of the adapter; its folder also names the base. Raises InputError when that is missing, or is
+    not the model that the adapter was trained for, and when the adapter is damaged.
+    """
+    from asarm.models.adapter import add_adapter, check_base, load_adapter, merge_adapter, read_adapter_config
+
+    adapter = read_adapter_config(folder)
+    base, revision = str(adapter.base_model_name_or_path), adapter.revision
+    try:
+        check_base(adapter, weights_sha256(base, model_folder(base, revision)), name)
+        model = AsArm.from_pretrained(base, revision)
+    except InputError as error:
+        raise InputError(f"cannot load the base of {name}, which {folder / ADAPTER_CONFIG} names: {error}") from error
+    add_adapter(model, adapter)
+    if model.config.draft_head != config.draft_head:
+        model.config.draft_head = config.draft_head
+        model.add_draft_head(model.config.hidden_size)
+    load_adapter(model, folder, name)
+    merge_adapter(model)
+    model.config.white_space = getattr(config, "white_space", None)
+    return model.eval()
 
 
 def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:
@@ -226,7 +265,8 @@ def download(repository: str, revision: str, weights: bool) -> Path:
         snapshot_download(repository, revision=folder.name, allow_patterns=list(files), local_files_only=offline)
         return find_weights(folder)
 
-    for file in WEIGHTS if weights else ():
+    forms = (ADAPTER_WEIGHTS,) if (folder / ADAPTER_CONFIG).is_file() else WEIGHTS
+    for file in forms if weights else ():
         if found := add(file, file + INDEX):
             if found.name.endswith(INDEX):
                 add(*shard_names(found))

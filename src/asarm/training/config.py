@@ -33,7 +33,10 @@ class TrainingConfig:
     """How a model is trained."""
 
     output_dir: str = option("", "folder for the model, checkpoints, metrics and plots")
-    init_from: str = option("", "start from this model (AS-ARM, XLNet or GPT-2; folder or Hub) instead of from scratch")
+    init_from: str = option(
+        "", "start from this model (AS-ARM, XLNet, GPT-2, Llama or Qwen; folder or Hub), not from scratch"
+    )
+    lora_rank: int = option(0, "train adapters of this rank, the rest frozen (llama backbone); 0: train all weights")
     init_revision: str = option("", "branch, tag or commit of it; the default is its main branch")
     white_space: str = option("auto", "plain, or tokens: newlines and indentation written as tokens, for XLNet on code")
     max_steps: int = option(1000, "optimiser steps")
@@ -77,8 +80,9 @@ class TrainingConfig:
         check_at_least(
             self, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=1, eval_blocks=1,
             eval_steps=1, save_steps=1, save_total_limit=1, logging_steps=1, final_learning_rate=0, warmup_steps=0,
-            weight_decay=0, eval_decodings=0,
+            weight_decay=0, eval_decodings=0, lora_rank=0,
         )  # fmt: skip
+        check(not self.lora_rank or bool(self.init_from), "lora_rank needs a model to adapt: name it with init_from")
         check(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
         check(0 < self.adam_beta2 < 1, f"adam_beta2 must lie in (0, 1), not {self.adam_beta2}")
         check(self.max_grad_norm > 0, f"max_grad_norm must be above 0, not {self.max_grad_norm}")

@@ -94,6 +94,19 @@ class SequenceRows:
         return self.prompt * self.prompt + later + later * (1 + self.drafted / max(self.targets, 1))
 
 
+class Parameters(NamedTuple):
+    """How many parameters a model has, and how many of them are trained."""
+
+    total: int
+    trained: int
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> "Parameters":
+        """Those of a model."""
+        counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        return cls(sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained))
+
+
 class BackboneShape(NamedTuple):
     """Layers, width, width of the feed-forward layer, and how many weights the matrices of a layer have."""
 
@@ -119,20 +132,22 @@ def backbone_shape(config: PretrainedConfig) -> BackboneShape:
     return BackboneShape(config.n_layer, width, inner, 4 * width * width + 2 * width * inner)
 
 
-def sequence_flops(config: PretrainedConfig, rows: SequenceRows) -> float:
+def sequence_flops(config: PretrainedConfig, rows: SequenceRows, adapter: int = 0) -> float:
     """Operations of a forward and backward pass over one sequence.
 
-    Two for each weight a row meets, and those of attention; the backward pass counts twice. Recomputation (gradient
-    checkpointing) is not counted.
+    Two for each weight a row meets, and those of attention; the backward pass counts twice, but once for frozen
+    weights. Recomputation (gradient checkpointing) is not counted. adapter: how many weights of adapters are trained,
+    all others being frozen; 0 if all are trained.
     """
     layers, width, _, block = backbone_shape(config)
-    output = width * config.vocab_size
-    return 3 * (2 * rows.total * layers * block + 2 * rows.queries * output + 4 * rows.seen * width * layers)
+    weights = 2 * rows.total * layers * block + 2 * rows.queries * width * config.vocab_size
+    trained = 2 * rows.total * adapter + 4 * rows.seen * width * layers
+    return (2 if adapter else 3) * weights + 3 * trained
 
 
 def memory_estimate(
     config: PretrainedConfig,
-    parameters: int,
+    parameters: Parameters,
     batch: int,
     sequence: SequenceRows,
     bf16: bool,
@@ -140,10 +155,11 @@ def memory_estimate(
 ) -> dict[str, float]:
     """Bytes that training takes on one device. An estimate: add the driver's own (up to 1 GB on a GPU).
 
-    For each parameter: weight, gradient and AdamW's two moments in float32, temporaries of the optimiser's step, and
-    the copy that autocast makes. For each row and layer: the activations saved for the backward pass, as counted on the
-    CPU for 12 heads x 64 (for Llama 9 heads x 32, three a key), and for XLNet its scores by position. And temporaries:
-    the slices of logits, a layer that is recomputed, and XLNet's scores by offset.
+    For each parameter that is trained: weight, gradient and AdamW's two moments in float32, temporaries of the
+    optimiser's step, and the copy that autocast makes; for each that is frozen its weight. For each row and layer: the
+    activations saved for the backward pass, as counted on the CPU for 12 heads x 64 (for Llama 9 heads x 32, three a
+    key), and for XLNet its scores by position. And temporaries: the slices of logits, a layer that is recomputed, and
+    XLNet's scores by offset.
     """
     layers, width, inner, _ = backbone_shape(config)
     rows, size = batch * sequence.total, 2 if bf16 else 4
@@ -156,7 +172,8 @@ def memory_estimate(
     kept = rows * width * (12 if is_xlnet else 4) if checkpointing else layer
     temporary = 3 * SLICE_ELEMENTS * 4 + (layer if checkpointing else 0) + 6 * rows * scores
     return {
-        "weights, gradients, optimiser": parameters * (20.0 + (2 if bf16 else 0)),
+        "weights, gradients, optimiser": parameters.trained * (20.0 + (2 if bf16 else 0))
+        + (parameters.total - parameters.trained) * size,
         "activations": float(layers * kept),
         "temporary": float(temporary),
     }
@@ -164,7 +181,7 @@ def memory_estimate(
 
 def largest_batches(
     config: PretrainedConfig,
-    parameters: int,
+    parameters: Parameters,
     sequence: SequenceRows,
     bf16: bool,
     checkpointing: bool,

@@ -101,6 +101,10 @@ def wrap(
     if is_sharded(accelerator):
         if config.optimizer == "muon":
             raise InputError("optimizer muon needs whole matrices, and FSDP shards them: use adamw")
+        if config.lora_rank:
+            raise InputError(
+                "lora_rank leaves little to be sharded, and is not for FSDP: start the processes without it"
+            )
         if isinstance(loss.model, AnyOrderGPT2):
             accelerator.state.fsdp_plugin.auto_wrap_policy = transformer_auto_wrap_policy
             accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = ["Block"]

@@ -19,9 +19,10 @@ import torch
 
 from asarm.data.config import CorpusConfig
 from asarm.data.packed import LocalBatches, blocks, evenly, local_corpus
+from asarm.models.adapter import save_with_draft_head
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.draft_head import DraftHead
-from asarm.models.load import load_on_device, pick_device
+from asarm.models.load import load_on_device, model_folder, pick_device
 from asarm.models.rank_order import rank_order
 from asarm.objective.loss import LossConfig, draft_queries
 from asarm.objective.masking import MaskingPattern, training_targets
@@ -31,6 +32,7 @@ from asarm.utils.errors import InputError
 from asarm.utils.files import write_json, write_whole
 from asarm.utils.folder_lock import locked
 from asarm.utils.provenance import provenance
+from asarm.utils.weights import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
 EVAL_BATCHES = 16
@@ -208,6 +210,10 @@ def as_tokens(blocks: np.ndarray, model: AnyOrderModel) -> torch.Tensor:
 def _write(
     path: Path, model: AnyOrderModel, codec: TextCodec, config: DraftHeadConfig, results: dict[str, list[float]]
 ) -> None:
-    model.save_pretrained(path)
+    folder = model_folder(config.model, config.revision)
+    if (folder / ADAPTER_CONFIG).is_file():
+        save_with_draft_head(folder, model, path)
+    else:
+        model.save_pretrained(path)
     codec.save_pretrained(path)
     write_json(path / "draft_head.json", {"settings": flat(config), "acceptance": results} | provenance())

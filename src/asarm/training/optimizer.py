@@ -63,14 +63,15 @@ class Muon(torch.optim.AdamW):
 def new_optimizer(loss: torch.nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW that decays matrices only, as GPT-2's trainers do; or Muon for the matrices of the blocks and AdamW for the
     rest. Raises InputError for Muon with another backbone."""
-    vectors = [p for p in loss.parameters() if p.ndim < 2]
+    trained = [p for p in loss.parameters() if p.requires_grad]
+    vectors = [p for p in trained if p.ndim < 2]
     orthogonal = []
     if config.optimizer == "muon":
         if not isinstance(loss.model, AnyOrderGPT2):
             raise InputError("optimizer muon is for the gpt2 backbone: use adamw")
         orthogonal = [p for p in loss.model.blocks.parameters() if p.ndim == 2]
     inner = set(map(id, orthogonal))
-    matrices = [p for p in loss.parameters() if p.ndim >= 2 and id(p) not in inner]
+    matrices = [p for p in trained if p.ndim >= 2 and id(p) not in inner]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},

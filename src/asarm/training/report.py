@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from transformers import PretrainedConfig
 
 from asarm.training.config import RunConfig
-from asarm.training.cost_model import largest_batches, memory_estimate
+from asarm.training.cost_model import Parameters, largest_batches, memory_estimate
 from asarm.utils.jsonl import read_json_lines
 from asarm.utils.plotting import save_figure
 
@@ -25,10 +25,15 @@ class RunSummary:
 
     config: RunConfig
     model: PretrainedConfig
-    parameters: int
+    parameters: Parameters
     training_blocks: int | None
     processes: int
     device: str
+
+    @property
+    def adapter(self) -> int:
+        """How many weights of adapters are trained, 0 if all weights are."""
+        return self.parameters.trained if self.config.training.lora_rank else 0
 
     def describe(self) -> str:
         """Sizes of model, data and step, in one line."""
@@ -41,8 +46,11 @@ class RunSummary:
             unit = "texts" if data.unpacked else "blocks"
             corpus = f"{self.training_blocks} training {unit} ({epochs:.2f} epochs)"
         up_to = "up to " if data.unpacked else ""
+        parameters = f"{self.parameters.total:,} parameters"
+        if self.adapter:
+            parameters += f" ({self.adapter:,} of them trained)"
         return (
-            f"{self.model.model_type}, {self.parameters:,} parameters; {corpus} of {up_to}{data.block_size} tokens; "
+            f"{self.model.model_type}, {parameters}; {corpus} of {up_to}{data.block_size} tokens; "
             f"{training.max_steps} steps of {up_to}{self.config.tokens_per_step(self.processes):,} tokens "
             f"({sequences} sequences) on {self.processes} {self.device} process{'es' if self.processes > 1 else ''}"
         )

@@ -18,6 +18,7 @@ MAY_CHANGE = {
 # Settings that were added later, with the values that earlier runs had.
 ADDED = {
     "document_end": "eos", "objective": "joint", "order": "ascending", "loss_scale": "none", "unpacked": False,
+    "lora_rank": 0,
 }  # fmt: skip
 
 

@@ -15,44 +15,21 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from tqdm import tqdm
 
-from asarm.data.training_data import TrainingData, train_codec
+from asarm.data.training_data import TrainingData
+from asarm.models.adapter import save_adapter
 from asarm.models.backbone import AnyOrderModel
-from asarm.models.conversion.from_gpt2 import start_from
-from asarm.models.load import load
 from asarm.tokenization.batch import PADDING
-from asarm.tokenization.codec import TextCodec
 from asarm.training import checkpoint, distributed, validation
 from asarm.training.config import RunConfig
-from asarm.training.cost_model import ThroughputMeter, sequence_flops
+from asarm.training.cost_model import Parameters, ThroughputMeter, sequence_flops
+from asarm.training.initial_model import initial_model
 from asarm.training.report import RunSummary, plot_training
 from asarm.training.run_folder import RunFolder
-from asarm.utils.errors import InputError
 from asarm.utils.files import write_json, write_whole
 from asarm.utils.preemption import StopRequest, requeue
 from asarm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
-
-
-def initial_model(config: RunConfig, resumed: Path | None) -> tuple[AnyOrderModel, TextCodec]:
-    """Model and codec at the start: those of the checkpoint `resumed`, those of `init_from`, or new ones.
-
-    Raises InputError if they cannot be loaded, or do not suit the data.
-    """
-    training, block_size = config.training, config.data.block_size
-    model: AnyOrderModel
-    if resumed:
-        model, codec = load(resumed / "model")
-    elif training.init_from:
-        model, codec = start_from(training.init_from, training.init_revision or None, training.white_space)
-    else:
-        codec = train_codec(config.data, config.model.vocab_size, training.white_space)
-        model = config.model.build(codec)
-    if block_size > model.config.n_positions:
-        raise InputError(f"block_size={block_size} is over the model's {model.config.n_positions} positions")
-    if codec.eos_token_id is None:
-        raise InputError(f"the tokenizer of {training.init_from} has no eos token to end documents with")
-    return model, codec
 
 
 class Trainer:
@@ -76,10 +53,9 @@ class Trainer:
         self.data = self.load_data()
         self.settings = config.settings(self.processes, self.data.training_blocks)
         self.folder.check(self.settings)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
         device = self.accelerator.device
         self.summary = RunSummary(
-            config, model.config, parameters, self.data.training_blocks, self.processes, device.type
+            config, model.config, Parameters.of(model), self.data.training_blocks, self.processes, device.type
         )
         self.meter = ThroughputMeter(device)
         self.scorer = None
@@ -199,7 +175,7 @@ class Trainer:
         self.accelerator.backward(loss / self.config.training.gradient_accumulation_steps)
         for length in (sequences != PADDING).sum(1).tolist():
             self.meter.tokens += length * self.processes  # the other processes' sequences are about as long
-            self.meter.flops += sequence_flops(self.summary.model, self.config.rows(rate, length))
+            self.meter.flops += sequence_flops(self.summary.model, self.config.rows(rate, length), self.summary.adapter)
         return torch.stack((joint, joint.new_zeros(()) if draft is None else draft)).detach()
 
     def log(self, losses: dict[str, float], bar: tqdm) -> None:
@@ -230,9 +206,15 @@ class Trainer:
         self.record(scores)
         return scores
 
-    def write_model(self, path: Path, weights: dict[str, torch.Tensor] | None) -> None:
-        """Write a model folder. weights: of the whole model, if it is sharded."""
-        distributed.unwrapped_model(self.accelerator, self.loss).save_pretrained(path, state_dict=weights)
+    def write_model(
+        self, path: Path, weights: dict[str, torch.Tensor] | None, adapter_dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Write a model folder, or that of an adapter in a dtype. weights: of the whole model, if it is sharded."""
+        model = distributed.unwrapped_model(self.accelerator, self.loss)
+        if self.config.training.lora_rank:
+            save_adapter(model, path, adapter_dtype)
+        else:
+            model.save_pretrained(path, state_dict=weights)
         self.codec.save_pretrained(path)
 
     def save_checkpoint(self, score: float | None = None) -> None:
@@ -258,7 +240,7 @@ class Trainer:
         return {}
 
     def finish(self) -> dict:
-        """Write weights and tokenizer to output_dir/model, metrics with baselines, and the loss curve.
+        """Write weights (or adapter) and tokenizer to output_dir/model, metrics with baselines, and the loss curve.
 
         Returns the metrics; {} but in the first process.
         """
@@ -266,13 +248,15 @@ class Trainer:
         scores = broadcast_object_list([known])[0] or self.validate_and_record()
         weights, metrics = distributed.gathered_weights(self.accelerator, self.loss), {}
         if self.is_main:
-            write_whole(self.folder.path / "model", lambda path: self.write_model(path, weights))
+            write_whole(self.folder.path / "model", lambda path: self.write_model(path, weights, torch.float16))
             metrics = {
                 "steps": self.step,
-                "parameters": self.summary.parameters,
+                "parameters": self.summary.parameters.total,
                 "seconds_now": self.meter.total_seconds,
                 "tokens_trained_now": self.meter.total_tokens,
             } | scores
+            if self.summary.adapter:
+                metrics["trained_parameters"] = self.summary.adapter
             if self.data.train_blocks is not None:
                 metrics |= validation.ngram_baselines(self.data.train_blocks, self.data.held_out, len(self.codec))
             write_json(self.folder.path / "metrics.json", metrics)

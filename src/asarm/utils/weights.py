@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from asarm.utils.errors import InputError, first_line
+from asarm.utils.files import sha256_of_tensors, sha256_of_text
 from asarm.utils.hub_errors import as_input_error, config_errors
 
 INDEX = ".index.json"  # ends the name of a file that says which of several files holds which tensor
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read, whole or by its index
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of `asarm.models.adapter`
 POINTER = b"version https://git-lfs"  # how a file begins that git-lfs left instead of a large one
 
 
@@ -62,6 +64,19 @@ def read_weights(
     return model.eval()
 
 
+def weights_sha256(name: str | Path, folder: Path) -> str:
+    """SHA-256 of the tensors in a model's folder, or of those of its adapter: the same in whatever files they are.
+
+    name: of the model, for messages. Raises InputError when they are missing, damaged or unsafe to read.
+    """
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    lines: list[str] = []
+    for file in [adapter_weights(name, folder)] if is_adapter else weight_files(name, folder):
+        for key, tensor in read_tensors(file).items():
+            lines.append(f"{key} {tensor.dtype} {list(tensor.shape)} {sha256_of_tensors([tensor])}")
+    return sha256_of_text("\n".join(sorted(lines)))
+
+
 def find_weights(folder: Path) -> Path | None:
     """The file of the weights in a folder, or the index of several files; None if there is neither."""
     names = (name + ending for name in WEIGHTS for ending in ("", INDEX))
@@ -83,6 +98,13 @@ def weight_files(name: str | Path, folder: Path) -> list[Path]:
             f"cannot load {name}: {found} names {', '.join(shortened(missing))}, not there: download the model again"
         )
     return files
+
+
+def adapter_weights(name: str | Path, folder: Path) -> Path:
+    """The file of the weights in an adapter's folder. Raises InputError when it is missing. name: for the message."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(f"cannot load {name}: there is no {ADAPTER_WEIGHTS} in {folder}")
+    return folder / ADAPTER_WEIGHTS
 
 
 def shard_names(index: Path) -> list[str]:

@@ -1,0 +1,62 @@
+"""The model that a run starts with, or goes on with: new, of `init_from`, or of a checkpoint; with its adapters."""
+
+from pathlib import Path
+
+import torch
+
+from asarm.data.training_data import train_codec
+from asarm.models.adapter import (
+    add_adapter,
+    check_base,
+    freeze_in_bfloat16,
+    load_adapter,
+    new_adapter_config,
+    read_adapter_config,
+)
+from asarm.models.backbone import AnyOrderModel
+from asarm.models.conversion.from_gpt2 import start_from
+from asarm.models.load import load, model_folder
+from asarm.tokenization.codec import TextCodec
+from asarm.training.config import RunConfig, TrainingConfig
+from asarm.utils.errors import InputError
+from asarm.utils.weights import weights_sha256
+
+
+def initial_model(config: RunConfig, resumed: Path | None) -> tuple[AnyOrderModel, TextCodec]:
+    """Model and codec at the start: those of the checkpoint `resumed`, those of `init_from`, or new ones.
+
+    A checkpoint of adapters goes with the model of `init_from`. Raises InputError if they cannot be loaded, or do not
+    suit the data.
+    """
+    training, block_size = config.training, config.data.block_size
+    model: AnyOrderModel
+    if resumed and not training.lora_rank:
+        model, codec = load(resumed / "model")
+    elif training.init_from:
+        model, codec = start_from(training.init_from, training.init_revision or None, training.white_space)
+    else:
+        codec = train_codec(config.data, config.model.vocab_size, training.white_space)
+        model = config.model.build(codec)
+    if block_size > model.config.n_positions:
+        raise InputError(f"block_size={block_size} is over the model's {model.config.n_positions} positions")
+    if codec.eos_token_id is None:
+        raise InputError(f"the tokenizer of {training.init_from} has no eos token to end documents with")
+    if training.lora_rank:
+        adapt(model, training, resumed)
+    return model, codec
+
+
+def adapt(model: AnyOrderModel, training: TrainingConfig, resumed: Path | None) -> None:
+    """Freeze a model and give it the adapters of the checkpoint `resumed`, or new ones.
+
+    Raises InputError for backbones that take none, and for a checkpoint of another model's adapters.
+    """
+    base, revision = training.init_from, training.init_revision or None
+    digest = weights_sha256(base, model_folder(base, revision))
+    torch.manual_seed(training.seed)  # loading may have drawn random numbers, or not
+    add_adapter(model, new_adapter_config(training.lora_rank, base, revision, digest))
+    if resumed:
+        check_base(read_adapter_config(resumed / "model"), digest, resumed)
+        load_adapter(model, resumed / "model", resumed)
+    if training.bf16:
+        freeze_in_bfloat16(model)
