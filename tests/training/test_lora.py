@@ -88,7 +88,6 @@ def test_what_is_written_is_an_adapter_that_loads_merged(tmp_path, base):
 
 @pytest.mark.parametrize("changes", [{}, {"bf16": True, "unpacked": True, "order": "random"}])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, base, monkeypatch, changes):
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
     Trainer(lora_config(tmp_path, output_dir=str(tmp_path / "whole"), **changes)).run()
     die_at(Trainer(lora_config(tmp_path, **changes)), monkeypatch, 5)
     checkpoint = tmp_path / "run" / "checkpoint-000005"
@@ -99,21 +98,19 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, base, monkeypatch,
     again = Trainer(lora_config(tmp_path, **changes))
     assert again.step == 5
     again.run()
-    AcceleratorState._reset_state(reset_partial_state=True)
     left, right = adapter(tmp_path / "whole"), adapter(tmp_path / "run")
     assert left.keys() == right.keys()
     assert all(torch.equal(value, right[name]) for name, value in left.items())
 
 
 def test_frozen_matrices_are_bfloat16_under_autocast(tmp_path, base):
-    AcceleratorState._reset_state(reset_partial_state=True)
     trainer = Trainer(lora_config(tmp_path, bf16=True, learning_rate=1e-3))
     trained = adapter_parameters(trainer.loss.model).values()
     frozen = [p for p in trainer.loss.model.parameters() if not p.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
     assert {parameter.dtype for parameter in frozen if parameter.ndim == 2} == {torch.bfloat16}
     metrics = trainer.run()
-    AcceleratorState._reset_state(reset_partial_state=True)
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
     plain = Trainer(lora_config(tmp_path, learning_rate=1e-3, output_dir=str(tmp_path / "plain"))).run()
     assert metrics["nll_0.5"] == pytest.approx(plain["nll_0.5"], abs=0.05)
 
