@@ -55,3 +55,11 @@ def test_unknown_names():
         parse_arguments(["papper"])
     with pytest.raises(ValueError, match="no train_files"):
         parse_arguments(["--output_dir", "x"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--vocab_size", "-5"), ("--seed", "-1"), ("--seed", str(2**32)), ("--num_workers", "-1")]
+)
+def test_numbers_that_cannot_be_are_named(option, value):
+    with pytest.raises(InputError, match=f"{option[2:]} must be .* not {value}"):
+        parse_arguments(["tiny", option, value])

@@ -23,6 +23,9 @@ class ModelConfig:
     n_head: int = option(4, "attention heads")
     n_positions: int = option(512, "longest sequence, in tokens")
 
+    def __post_init__(self) -> None:
+        check_at_least(self, vocab_size=1)  # the model itself checks the others
+
     def build(self, codec: TextCodec) -> AnyOrderGPT2:
         """A randomly initialised `gpt2` backbone for a tokenizer with mask, eos and pad tokens."""
         return new_gpt2(codec, **(asdict(self) | {"vocab_size": len(codec)}))
@@ -80,9 +83,10 @@ class TrainingConfig:
         check_at_least(
             self, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=1, eval_blocks=1,
             eval_steps=1, save_steps=1, save_total_limit=1, logging_steps=1, final_learning_rate=0, warmup_steps=0,
-            weight_decay=0, eval_decodings=0, lora_rank=0,
+            weight_decay=0, eval_decodings=0, lora_rank=0, seed=0,
         )  # fmt: skip
         check(not self.lora_rank or bool(self.init_from), "lora_rank needs a model to adapt: name it with init_from")
+        check(self.seed < 2**32, f"seed must be below 2**32, not {self.seed}")
         check(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
         check(0 < self.adam_beta2 < 1, f"adam_beta2 must lie in (0, 1), not {self.adam_beta2}")
         check(self.max_grad_norm > 0, f"max_grad_norm must be above 0, not {self.max_grad_norm}")
