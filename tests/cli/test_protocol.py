@@ -14,6 +14,12 @@ NEUTRAL = {  # options of evaluations that change neither what the paper's rows 
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal as wide as the lines."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+
 def unwrapped(shown):
     return shown.replace("\n  ", " ")
 

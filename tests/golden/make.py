@@ -263,7 +263,7 @@ def kept(value):
 def as_name(text: str) -> str:
     """The name of a file whose whole path is given, as that depends on where the package is; all other text as it
     is."""
-    return Path(text).name if re.fullmatch(r"/[\w./-]+", text) else text
+    return Path(text).name if re.fullmatch(r"/[\w ./-]+", text) else text
 
 
 def without_numbers(text: str) -> str:
