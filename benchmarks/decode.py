@@ -62,7 +62,7 @@ class UncachedModel:
 
     def __init__(self, model: AnyOrderModel):
         self.model, self.config, self.device = model, model.config, model.device
-        self.logits, self.draft_head = model.logits, None
+        self.logits, self.never_sampled, self.draft_head = model.logits, model.never_sampled, None
 
     def new_cache(self, batch: int, capacity: int, span: int) -> TokenCache:
         return TokenCache(batch, capacity, self.device)
