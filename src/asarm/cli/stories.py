@@ -9,7 +9,15 @@ repository, about a minute on two cores, offline.
 from pathlib import Path
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, Protocol, follows_paper, parse_with_preset, run
+from asarm.cli.presets import (
+    BUNDLED_SETS,
+    OFFICIAL_SETS,
+    PAPER_INFILLING,
+    Protocol,
+    follows_paper,
+    parse_with_preset,
+    run,
+)
 from asarm.evals.infilling.config import PREFIX_ONLY
 from asarm.evals.stories.config import BAG, StoriesConfig
 from asarm.evals.stories.run import StoriesEvaluation
@@ -41,16 +49,7 @@ PROTOCOL = Protocol(
         "tasks": ["1/5", "3/5"],
         "trials": 5,
         "max_items": 0,  # 2,000, and there are 1,871
-        "samplers": ["assd-self"],
-        "coupling": "residual",
-        "k": 10,
-        "temperature": 1.0,
-        "draft_temperature": None,
-        "tolerance": 0.0,
-        "gap_length": ["oracle"],
-        "causal": "",
-        "dtype": "float32",
-        "batch_size": 1,
+        **PAPER_INFILLING,
     },
     ("keys and values are cached: seconds are not those of the paper's code",),
     derived=lambda in_force: {"stories": Path(in_force["stories"]).name},  # wherever it is
