@@ -27,7 +27,7 @@ def check_settings(config: Any, *sizes: str) -> None:
     sizes: names of the settings that count layers, heads, or the width of something.
     """
     check_at_least(config, draft_head=0, initializer_range=0, **dict.fromkeys(("vocab_size", "n_positions", *sizes), 1))
-    for name, least in (("mask_token_id", 0), ("n_tokens", 1)):
+    for name, least in (("mask_token_id", 0), ("n_tokens", 1), ("gap_end_token_id", 0)):
         value = getattr(config, name)
         check(
             value is None or least <= value < config.vocab_size,
@@ -43,7 +43,8 @@ class AnyOrderModel(PreTrainedModel):
     """A two-stream model in rank order.
 
     Its config has `vocab_size`, `n_positions` (of the longest sequence), `mask_token_id`, `n_tokens` (rows of the
-    vocabulary that belong to tokens, the first ones; None if all do) and `draft_head`.
+    vocabulary that belong to tokens, the first ones; None if all do), `gap_end_token_id` (None for models that fill
+    gaps of known length only) and `draft_head`.
 
     draft_head: None, or the draft head whose hidden width is config.draft_head.
     """

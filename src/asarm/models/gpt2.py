@@ -43,6 +43,7 @@ class AnyOrderGPT2Config(PretrainedConfig):
     rotary_base: float | int = 10000.0
     mask_token_id: int | None = None
     n_tokens: int | None = None
+    gap_end_token_id: int | None = None
     draft_head: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:

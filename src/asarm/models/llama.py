@@ -59,6 +59,7 @@ class AnyOrderLlamaConfig(PretrainedConfig):
     tie_word_embeddings: bool = True
     mask_token_id: int | None = None
     n_tokens: int | None = None
+    gap_end_token_id: int | None = None
     draft_head: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:

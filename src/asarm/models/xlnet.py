@@ -39,6 +39,7 @@ class AnyOrderXLNetConfig(XLNetConfig):
     n_positions: int = 1024
     mask_token_id: int | None = None
     n_tokens: int | None = None
+    gap_end_token_id: int | None = None
     draft_head: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -13,6 +13,8 @@ from asarm.utils.errors import InputError
 # never the pad token.
 WHITE_SPACE = {"\n": "cls_token", "\t": "sep_token", "  ": "unk_token", "   ": "pad_token"}
 
+GAP_END = "<gap_end>"
+
 
 def find_white_space_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """White space -> the token written for it. InputError when one is missing or two are the same."""
@@ -57,6 +59,11 @@ class TextCodec:
     @property
     def eos_token_id(self) -> int | None:
         return self.tokenizer.eos_token_id
+
+    @property
+    def gap_end_token_id(self) -> int | None:
+        """The token that ends the text of a gap of unknown length; None if the tokenizer has none."""
+        return self.tokenizer.get_vocab().get(GAP_END)
 
     def __len__(self) -> int:
         """Number of tokens."""
