@@ -12,8 +12,7 @@ from asarm.models.backbone import AnyOrderModel
 from asarm.models.compiled import DecodingModel
 from asarm.models.rank_order import RankOrder, rank_order
 from asarm.objective.chunked_cross_entropy import cross_entropy
-from asarm.objective.masking import ANYWHERE, MaskingPattern, training_targets
-from asarm.tokenization.batch import PADDING
+from asarm.objective.masking import ANYWHERE, MaskingPattern, training_batch
 from asarm.utils.config import check, check_choices, option
 
 
@@ -76,9 +75,9 @@ def training_loss(
     tokens: [B, N] int64, PADDING after the end of shorter sequences; it is never read. rate: masking rate of the whole
     batch. generator: on the CPU; masks, orders and drafts come from it. pattern: how the masked tokens lie.
     """
-    target = training_targets(tokens, rate, pattern, generator).to(tokens.device)
+    tokens, given, target = training_batch(tokens, rate, pattern, generator)
     turn = random_turns(tokens, generator) if config.order == "random" else None
-    order = rank_order(~target & (tokens != PADDING), target, turn)
+    order = rank_order(given, target, turn)
     ranks, contexts = target_queries(order, config)  # [B, S]
     content_context, joint_count = order.content_context(), ranks.shape[1]
     is_even = bool((order.length == order.length[0]).all())
@@ -90,7 +89,7 @@ def training_loss(
         contexts = torch.cat((contexts.expand(len(tokens), -1), draft_contexts), dim=1)
     is_query = ranks < order.length[:, None]
     ranks = ranks.minimum(order.length[:, None] - 1)
-    ranked = tokens.clamp(min=0).gather(1, order.order)
+    ranked = tokens.gather(1, order.order)
     seen = int(contexts.max())  # no query sees the token of the last rank
     losses = query_nll(
         model,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from asarm.tokenization.batch import PADDING
-from asarm.utils.config import check, option
+from asarm.objective.text_gaps import PIECES, TextGaps
+from asarm.tokenization.batch import PADDING, InfillBatch
+from asarm.utils.config import check, check_at_least, check_choices, option
 
 
 @dataclass
@@ -19,16 +20,25 @@ class MaskingConfig:
     mask_warmup_steps: int = option(0, "steps in which the rates move from mask_start to [mask_low, mask_high]")
     mask_spans: float = option(0.0, "share of sequences whose masked tokens are one run, as gaps are; 0 is the paper's")
     mask_lines: float = option(0.0, "share of sequences whose masked tokens are whole lines, as gaps in code are")
+    mask_gaps: float = option(0.0, "share of micro-batches whose texts have one to three gaps, whatever the rate is")
+    gap_kinds: list[str] = option(
+        list(PIECES),
+        "what these gaps are: words, sentences, lines, characters; one named twice is twice as likely",
+    )
+    gap_tokens: int = option(40, "most tokens of such a gap")
+    gap_spare: int = option(0, "most spare positions of gaps of unknown length, which are half of them; 0 for none")
 
     def __post_init__(self) -> None:
         for name in ("mask_start", "mask_low", "mask_high"):
             check(0 < getattr(self, name) < 1, f"{name} must lie in (0, 1), not {getattr(self, name)}")
         check(self.mask_low <= self.mask_high, f"mask_low={self.mask_low} is above mask_high={self.mask_high}")
-        for name in ("mask_spans", "mask_lines"):
+        for name in ("mask_spans", "mask_lines", "mask_gaps"):
             check(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}")
         shares = self.mask_spans + self.mask_lines
         check(shares <= 1, f"mask_spans and mask_lines are shares of the sequences: together at most 1, not {shares}")
-        check(self.mask_warmup_steps >= 0, f"mask_warmup_steps must be at least 0, not {self.mask_warmup_steps}")
+        check_at_least(self, mask_warmup_steps=0, gap_tokens=1, gap_spare=0)
+        check_choices("gap_kinds", self.gap_kinds, PIECES)
+        check(bool(self.gap_kinds), "no gap_kinds given")
 
     def rate(self, step: int, quantile: float) -> float:
         """The masking rate of a step (0, 1, ...) at a quantile in [0, 1] of its range."""
@@ -45,14 +55,30 @@ class MaskingPattern:
     spans: share of the sequences whose masked tokens are one span.
     lines: share of the sequences whose masked tokens are whole lines.
     line_ends: tokens that end a line.
+    gaps, gap_share: how gaps are made in a share of the batches, whose masking rate is not used.
     """
 
     spans: float = 0.0
     lines: float = 0.0
     line_ends: Sequence[int] = ()
+    gaps: TextGaps | None = None
+    gap_share: float = 0.0
 
 
 ANYWHERE = MaskingPattern()
+
+
+def training_batch(
+    tokens: torch.Tensor, rate: float, pattern: MaskingPattern, generator: torch.Generator
+) -> InfillBatch:
+    """What is given and what is predicted of sequences [B, N] int64, with PADDING after the end of shorter ones.
+
+    The result is on their device, and longer than they are where gaps of unknown length make it so.
+    """
+    if pattern.gaps and float(torch.rand((), generator=generator)) < pattern.gap_share:
+        return pattern.gaps.batch(tokens, generator).to(tokens.device)
+    target = training_targets(tokens, rate, pattern, generator).to(tokens.device)
+    return InfillBatch(tokens.clamp(min=0), ~target & (tokens != PADDING), target)
 
 
 def training_targets(

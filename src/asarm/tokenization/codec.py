@@ -63,7 +63,8 @@ class TextCodec:
     @property
     def gap_end_token_id(self) -> int | None:
         """The token that ends the text of a gap of unknown length; None if the tokenizer has none."""
-        return self.tokenizer.get_vocab().get(GAP_END)
+        found = self.tokenizer.convert_tokens_to_ids(GAP_END)  # the unknown token's, if there is no such token
+        return found if found is not None and self.tokenizer.convert_ids_to_tokens(found) == GAP_END else None
 
     def __len__(self) -> int:
         """Number of tokens."""

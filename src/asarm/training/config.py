@@ -7,6 +7,7 @@ from asarm.data.config import DataConfig
 from asarm.models.gpt2 import AnyOrderGPT2, new_gpt2
 from asarm.objective.loss import LossConfig
 from asarm.objective.masking import MaskingConfig, MaskingPattern
+from asarm.objective.text_gaps import TextGaps
 from asarm.tokenization.codec import TextCodec
 from asarm.training.cost_model import SequenceRows
 from asarm.utils.config import check, check_at_least, check_choices, flat, option
@@ -138,7 +139,9 @@ class RunConfig:
         ends = codec.line_ends() if self.masking.mask_lines else []
         if self.masking.mask_lines and set(ends) <= {codec.eos_token_id}:
             raise InputError("mask_lines needs a tokenizer that keeps newlines, as --white_space tokens makes XLNet's")
-        return MaskingPattern(self.masking.mask_spans, self.masking.mask_lines, ends)
+        gaps = TextGaps(codec, self.masking.gap_kinds, self.masking.gap_tokens, self.masking.gap_spare)
+        shares = self.masking.mask_spans, self.masking.mask_lines
+        return MaskingPattern(*shares, ends, gaps if self.masking.mask_gaps else None, self.masking.mask_gaps)
 
     def settings(self, processes: int, training_blocks: int | None) -> dict:
         """Everything that makes the run what it is, as written to config.json.
