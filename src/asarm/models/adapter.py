@@ -1,11 +1,12 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) of the `llama` backbone, by `peft`: to add, save, read and merge them.
 
 Beside each linear layer of the blocks come two narrow matrices, whose product is added to the layer's. They are
-trained, as are the vectors that the causal model lacks; its own weights are frozen. The folder of an adapter is that of
+trained, as are the vectors that the causal model lacks, and the rows of the vocabulary for its `gap_end` token; its own
+weights are frozen. The folder of an adapter is that of
 a model, with config and tokenizer, but instead of weights it has, in `peft`'s format,
 
     adapter_config.json         rank and layers; name, revision and SHA-256 of the weights that were frozen, the base
-    adapter_model.safetensors   the matrices; under the same prefix those vectors and, if there is one, the draft head
+    adapter_model.safetensors   the matrices; under the same prefix vectors and rows and, if there is one, the draft head
 
 Loading adds the products to the base's weights: a merged model is one like any other.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -83,8 +85,46 @@ def check_base(config: AdapterConfig, found: str, name: str | Path) -> None:
         )
 
 
+class PartlyTrained(nn.Module):
+    """A frozen matrix [V, E] of a vocabulary, as an embedding or an output layer, one of whose rows is trained."""
+
+    def __init__(self, frozen: nn.Parameter, index: int):
+        super().__init__()
+        self.frozen, self.index = frozen, index
+        self.row = nn.Parameter(frozen.detach()[index : index + 1].float())
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The whole matrix."""
+        return torch.cat((self.frozen[: self.index], self.row.to(self.frozen.dtype), self.frozen[self.index + 1 :]))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embeddings of tokens [...]: [..., E]."""
+        found = F.embedding(tokens, self.frozen)
+        return torch.where((tokens == self.index)[..., None], self.row.to(found.dtype), found)
+
+
+def train_row(model: AnyOrderLlama, index: int) -> None:
+    """Make one row of a frozen model's embedding trainable, and of its output layer, which may be the same."""
+    embedding, output = model.model.embed_tokens.weight, model.lm_head.weight
+    model.set_submodule("model.embed_tokens", PartlyTrained(embedding, index))
+    is_tied = output is embedding
+    model.set_submodule("lm_head", model.model.embed_tokens if is_tied else PartlyTrained(output, index))
+
+
+@torch.no_grad()
+def merge_row(model: AnyOrderModel, path: str, layer: PartlyTrained) -> None:
+    """Write the trained row of a layer at a path into the matrix, and put back a layer of `torch`."""
+    layer.frozen[layer.index] = layer.row[0]
+    count, width = layer.frozen.shape
+    new = nn.Linear(width, count, bias=False) if path == "lm_head" else nn.Embedding(count, width)
+    new.weight = layer.frozen
+    model.set_submodule(path, new)
+
+
 def add_adapter(model: AnyOrderModel, config: AdapterConfig) -> None:
-    """Freeze a model but for new adapters, which at first change nothing, and the vectors of its queries.
+    """Freeze a model but for new adapters, which at first change nothing, the vectors of its queries, and what it reads
+    and writes at the end of a gap.
 
     Raises InputError for backbones other than `llama`.
     """
@@ -96,6 +136,8 @@ def add_adapter(model: AnyOrderModel, config: AdapterConfig) -> None:
     inject_adapter_in_model(config, model)
     for vector in (model.model.query_vector, model.model.no_left):
         vector.requires_grad_(True)
+    if model.config.gap_end_token_id is not None:
+        train_row(model, model.config.gap_end_token_id)
 
 
 def freeze_in_bfloat16(model: nn.Module) -> None:
@@ -164,11 +206,14 @@ def load_adapter(model: AnyOrderModel, folder: Path, name: str | Path) -> None:
 
 
 def merge_adapter(model: AnyOrderModel) -> None:
-    """Add the products of a model's adapters to the weights beside them, and take the adapters out."""
+    """Add what a model's adapters have learned to the weights beside them, and take the adapters out."""
     for path, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()
             model.set_submodule(path, layer.get_base_layer())
+    for path, layer in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(layer, PartlyTrained):
+            merge_row(model, path, layer)
     del model.peft_config
     model.requires_grad_(True)
     if model.draft_head is not None:

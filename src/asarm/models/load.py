@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.conversion import gguf, smollm2
 from asarm.models.conversion.from_llama import FAMILIES, any_order_llama, check_supported
-from asarm.models.conversion.vocabulary import add_mask_token, vocabulary_size
+from asarm.models.conversion.vocabulary import add_gap_end_row, add_mask_token, vocabulary_size
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.llama import AnyOrderLlama, AnyOrderLlamaConfig
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
@@ -137,6 +137,8 @@ def merged(name: str | Path, folder: Path, config: PreTrainedConfig) -> AnyOrder
         model = AsArm.from_pretrained(base, revision)
     except InputError as error:
         raise InputError(f"cannot load the base of {name}, which {folder / ADAPTER_CONFIG} names: {error}") from error
+    if config.gap_end_token_id is not None and model.config.gap_end_token_id is None:
+        add_gap_end_row(model, config.gap_end_token_id)
     add_adapter(model, adapter)
     if model.config.draft_head != config.draft_head:
         model.config.draft_head = config.draft_head

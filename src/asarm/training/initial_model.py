@@ -15,6 +15,7 @@ from asarm.models.adapter import (
 )
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.conversion.from_gpt2 import start_from
+from asarm.models.conversion.vocabulary import add_gap_end_row, add_gap_end_token
 from asarm.models.load import load, model_folder
 from asarm.tokenization.codec import TextCodec
 from asarm.training.config import RunConfig, TrainingConfig
@@ -41,6 +42,9 @@ def initial_model(config: RunConfig, resumed: Path | None) -> tuple[AnyOrderMode
         raise InputError(f"block_size={block_size} is over the model's {model.config.n_positions} positions")
     if codec.eos_token_id is None:
         raise InputError(f"the tokenizer of {training.init_from} has no eos token to end documents with")
+    if config.masking.mask_gaps and config.masking.gap_spare and codec.gap_end_token_id is None:
+        add_gap_end_token(codec.tokenizer)
+        add_gap_end_row(model, codec.gap_end_token_id)
     if training.lora_rank:
         adapt(model, training, resumed)
     return model, codec

@@ -195,8 +195,8 @@ class Trainer:
         model, scores = distributed.whole_model(self.accelerator, self.loss), {}
         if self.is_main and model is not None:
             with self.accelerator.autocast():
-                decodings = self.config.training.eval_decodings
-                scores = validation.validate(model, self.codec, self.data.held_out, decodings, self.scorer)
+                decodings, gaps = self.config.training.eval_decodings, self.config.gaps(self.codec).gaps
+                scores = validation.validate(model, self.codec, self.data.held_out, decodings, self.scorer, gaps)
         self.accelerator.wait_for_everyone()
         return scores
 

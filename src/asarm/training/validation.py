@@ -12,6 +12,7 @@ from asarm.data.unpacked import Texts
 from asarm.models.backbone import AnyOrderModel
 from asarm.objective.loss import log_prob
 from asarm.objective.masking import random_targets
+from asarm.objective.text_gaps import TextGaps
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.batch import PADDING, InfillBatch
@@ -36,15 +37,27 @@ TextScorer = Callable[[AnyOrderModel, Sequence[str], torch.Tensor], Sequence[Tex
 
 
 def validate(
-    model: AnyOrderModel, codec: TextCodec, blocks: np.ndarray, decodings: int, scorer: TextScorer | None = None
+    model: AnyOrderModel,
+    codec: TextCodec,
+    blocks: np.ndarray,
+    decodings: int,
+    scorer: TextScorer | None = None,
+    gaps: TextGaps | None = None,
 ) -> dict[str, float]:
     """Exact joint NLL (nats a token) of blocks [n, N] at each masking rate, and `decoding_scores` of some of them.
+
+    gaps: if the model is trained for such gaps, there is the NLL of blocks with gaps as well.
 
     Masks and seeds are always the same, and targets in ascending position, whatever the model was trained for. Blocks
     may have PADDING after their ends. decodings: how many blocks are decoded.
     """
     with _evaluating(model):
         scores = {f"nll_{rate}": mean_masked_nll(model, blocks, rate, seed=0) for rate in RATES}
+        if gaps is not None:
+            tokens = torch.from_numpy(np.ascontiguousarray(blocks)).long()
+            problem = gaps.batch(tokens, torch.Generator().manual_seed(0))
+            targets = problem.target.sum(1).numpy()
+            scores["nll_gaps"] = float(np.average(joint_nll(model, problem), weights=targets))
         return scores | (decoding_scores(model, codec, evenly(blocks, decodings), scorer) if decodings else {})
 
 
@@ -73,8 +86,12 @@ def masked(blocks: np.ndarray, rate: float, seed: int) -> InfillBatch:
 
 def masked_nll(model: AnyOrderModel, blocks: np.ndarray, rate: float, seed: int, batch: int = 8) -> np.ndarray:
     """Negative joint log-density of `rate` of the tokens of each block, given the rest: [n, N] -> [n], nats a token."""
-    problem = masked(blocks, rate, seed)
-    parts = [problem.select(slice(start, start + batch)) for start in range(0, len(blocks), batch)]
+    return joint_nll(model, masked(blocks, rate, seed), batch)
+
+
+def joint_nll(model: AnyOrderModel, problem: InfillBatch, batch: int = 8) -> np.ndarray:
+    """Negative joint log-density of each row's targets: [n], nats a token. batch: rows scored together."""
+    parts = [problem.select(slice(start, start + batch)) for start in range(0, len(problem.tokens), batch)]
     scores = [log_prob(model, *part.to(model.device)).sum(1) for part in parts]
     return (-torch.cat(scores).cpu() / problem.target.sum(1)).numpy()
 
