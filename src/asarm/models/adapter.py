@@ -6,7 +6,7 @@ weights are frozen. The folder of an adapter is that of
 a model, with config and tokenizer, but instead of weights it has, in `peft`'s format,
 
     adapter_config.json         rank and layers; name, revision and SHA-256 of the weights that were frozen, the base
-    adapter_model.safetensors   the matrices; under the same prefix vectors and rows and, if there is one, the draft head
+    adapter_model.safetensors   the matrices; the vectors, the rows and, if there is one, the draft head
 
 Loading adds the products to the base's weights: a merged model is one like any other.
 """
