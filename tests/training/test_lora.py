@@ -165,3 +165,28 @@ def test_a_checkpoint_goes_on_with_its_own_base_alone(tmp_path, base, monkeypatc
     save_llama(tmp_path / "base", PROSE, tie_word_embeddings=True, seed=1)
     with pytest.raises(InputError, match=r"base is not the model that .*checkpoint-000005 was trained with"):
         Trainer(lora_config(tmp_path))
+
+
+def test_gaps_of_unknown_length_train_the_rows_of_their_token(tmp_path, base, monkeypatch):
+    """Resumed or not, the adapter holds its row; the merged model has it in embedding and output layer."""
+    options = {"mask_gaps": 1.0, "gap_spare": 4}
+    metrics = Trainer(lora_config(tmp_path, **options)).run()
+    rows = [name for name in adapter(tmp_path / "run") if name.endswith(".row")]
+    assert rows == ["base_model.model.model.embed_tokens.row"]
+    model, codec = load(tmp_path / "run" / "model")
+    before, _ = load(tmp_path / "base")
+    end = codec.gap_end_token_id
+    assert end == model.config.gap_end_token_id == before.config.vocab_size == len(codec) - 1
+    embedding, old = model.get_input_embeddings().weight, before.get_input_embeddings().weight
+    assert model.output_layer()[0] is embedding
+    assert torch.equal(embedding[:end], old)
+    assert (embedding[end] - old[before.config.eos_token_id]).abs().max() > 0.01
+    assert metrics["nll_gaps"] < 6
+    run = tmp_path / "run"
+    saved = adapter(run)
+    run.rename(tmp_path / "whole")
+    die_at(Trainer(lora_config(tmp_path, **options)), monkeypatch, 5)
+    Trainer(lora_config(tmp_path, **options)).run()
+    assert all(torch.equal(value, saved[name]) for name, value in adapter(run).items())
+    goes_on = Trainer(lora_config(tmp_path, init_from=str(run / "model"), output_dir=str(tmp_path / "on"), **options))
+    assert goes_on.codec.gap_end_token_id == end
