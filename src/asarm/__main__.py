@@ -9,6 +9,7 @@ from asarm.utils.errors import shortage
 COMMANDS = {
     "train": "train a model on local files or a streamed dataset",
     "sources": "Python sources of this installation as a corpus to train on",
+    "write": "a language model's own writing as a corpus to adapt it on",
     "draft_head": "train a draft head for a model, for faster decoding",
     "infill": "fill the gaps (___) of a text",
     "decode": "decode real text speculatively and sequentially, and compare",

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from asarm import __main__
-from asarm.cli import render_trace as trace
 from asarm.cli.infill import input_text, main, print_text
+from asarm.evals.infilling import render_trace as trace
 from asarm.models import load as models
 from asarm.models.load import load
 from asarm.sampling import TraceStep

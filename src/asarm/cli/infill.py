@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.text import Text
 
-from asarm.cli.render_trace import show_trace
 from asarm.data.rows import decode, plain_text
+from asarm.evals.infilling.render_trace import show_trace
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.compiled import CompiledModel, compiled_for_decoding
 from asarm.models.config import LoadingOptions
