@@ -1,8 +1,8 @@
 """A language model's own writing as a corpus to adapt it on: `python -m asarm write OUTPUT.jsonl [options]`.
 
 Writes JSON lines with `kind` and `text`, for `train --train_files OUTPUT.jsonl`. Texts that repeat themselves, speak of
-themselves or use slurs are left out, and all are cut at a sentence's end. With --clean, files of such lines are filtered
-in the same way instead.
+themselves or use slurs are left out, and all are cut at a sentence's end. With --clean, files of such lines are
+filtered in the same way instead.
 """
 
 import argparse

@@ -15,7 +15,8 @@ PHRASE = 3  # words of the phrases that are counted to find texts that repeat th
 MOST_REPEATED = 0.1  # share of a text's phrases that may have been there before
 MOST_FOREIGN = 0.02  # share of characters that may be neither ASCII nor common punctuation
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*")
-COMMON = "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u00e9\u00b0"  # punctuation and letters that English text has besides ASCII
+# punctuation and letters that English text has besides ASCII
+COMMON = "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u00e9\u00b0"
 # A first line that speaks of the text that follows: "Here is a short story about Tom:"
 PREFACE = re.compile(
     r"\s*(?:(?:sure|certainly|of course|absolutely)\b[^\n]*?[!.,:]\s+)?"
@@ -24,10 +25,10 @@ PREFACE = re.compile(
 )
 # The beginning of a paragraph that speaks of the text before it, and does not go on with it.
 REMARK = re.compile(
-    r"(?:\W*(?:note|explanation)\b|(?:this|the|these|that)(?: \w+)? (?:story|stories|sentences?|text|"
-    r"paragraph|passage|example|poem|letter|function|response)\b|this is (?:a|an|the|just a)(?: \w+)? (?:example|story|letter|summary)|in this "
-    r"(?:story|text|example|response)|i hope (?:this|that)|please (?:let|note)|let me know|would you like|you can "
-    r"(?:also )?(?:replace|use|change))\b",
+    r"(?:\W*(?:note|explanation)\b|(?:this|the|these|that)(?: \w+)? "
+    r"(?:story|stories|sentences?|text|paragraph|passage|example|poem|letter|function|response)\b"
+    r"|this is (?:a|an|the|just a)(?: \w+)? (?:example|story|letter|summary)|in this (?:story|text|example|response)"
+    r"|i hope (?:this|that)|please (?:let|note)|let me know|would you like|you can (?:also )?(?:replace|use|change))\b",
     re.IGNORECASE,
 )
 # Texts in which the model speaks of itself, or leaves blanks to fill in: "[Your Name]"
