@@ -2,7 +2,7 @@
 
 import pytest
 
-from asarm.data.filters import SLURS, fit_text, has_slur, repeats_itself, trimmed, whole_functions
+from asarm.data.writing.filters import SLURS, fit_text, has_slur, repeats_itself, trimmed, whole_functions
 
 WORDS = [w for line in SLURS.read_text().splitlines() if not line.startswith("#") for w in line.split()]
 STORY = "Tom lost his keys in the park. He looked under every bench. A girl had found them and gave them back."

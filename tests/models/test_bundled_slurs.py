@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from asarm import SamplerConfig, load, sample
-from asarm.data.filters import slurs_in
+from asarm.data.writing.filters import slurs_in
 from asarm.models.load import bundled_names
 from asarm.tokenization.batch import InfillBatch
 from asarm.utils.errors import InputError

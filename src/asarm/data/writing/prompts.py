@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from asarm.data.filters import fit_text, whole_functions
+from asarm.data.writing.filters import fit_text, whole_functions
 
 NAMES = [
     "Amy", "Ben", "Carla", "Dan", "Ella", "Frank", "Gina", "Henry", "Ivy", "Jack", "Kate", "Leo", "Mia", "Nick",
@@ -22,7 +22,7 @@ EVENTS = [
     "a picnic", "a baby sister", "painting a room", "a lost wallet", "a road trip", "a haircut", "a concert",
     "a cat in a tree", "a storm", "the beach", "a wedding", "an old car", "a library book", "baking bread",
     "a camping trip", "a surprise party", "a spelling contest", "a new pair of shoes", "a power outage", "a pet fish",
-    "a long walk", "a piano lesson", "a job interview", "grandmother's recipe", "a school dance", "a broken window",
+    "a long walk", "playing the piano", "a job interview", "grandmother's recipe", "a school dance", "a broken window",
     "a farmers market", "a ski trip", "a bad cold", "a chess game", "a movie night",
 ]  # fmt: skip
 STORY_REQUESTS = [
