@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -88,9 +88,9 @@ def check_base(config: AdapterConfig, found: str, name: str | Path) -> None:
 class PartlyTrained(nn.Module):
     """A frozen matrix [V, E] of a vocabulary, as an embedding or an output layer, one of whose rows is trained."""
 
-    def __init__(self, frozen: nn.Parameter, index: int):
+    def __init__(self, frozen: torch.Tensor, index: int):
         super().__init__()
-        self.frozen, self.index = frozen, index
+        self.frozen, self.index = cast(nn.Parameter, frozen), index
         self.row = nn.Parameter(frozen.detach()[index : index + 1].float())
 
     @property

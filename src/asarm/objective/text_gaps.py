@@ -62,7 +62,8 @@ class TextGaps:
         """One sequence with gaps."""
         if len(ids) > 1 and ids[-1] == self.codec.eos_token_id:
             ids = ids[:-1]
-        text, row, end = self.codec.decode(ids), ([], []), 0
+        row: Row = ([], [])
+        text, end = self.codec.decode(ids), 0
         spans = self.spans(text, rng) if "\ufffd" not in text else []
         if not spans:
             return self.run_of_tokens(ids, rng)
@@ -87,7 +88,7 @@ class TextGaps:
 
     def span(self, text: str, rng: np.random.Generator) -> tuple[int, int] | None:
         """Some pieces of one kind in a row; None if the text has no such pieces, or they have too many tokens."""
-        kind = self.kinds[rng.integers(len(self.kinds))]
+        kind = self.kinds[int(rng.integers(len(self.kinds)))]
         pieces = [piece.span() for piece in PIECES[kind].finditer(text)]
         if not pieces:
             return None

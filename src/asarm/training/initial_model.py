@@ -43,8 +43,7 @@ def initial_model(config: RunConfig, resumed: Path | None) -> tuple[AnyOrderMode
     if codec.eos_token_id is None:
         raise InputError(f"the tokenizer of {training.init_from} has no eos token to end documents with")
     if config.masking.mask_gaps and config.masking.gap_spare and codec.gap_end_token_id is None:
-        add_gap_end_token(codec.tokenizer)
-        add_gap_end_row(model, codec.gap_end_token_id)
+        add_gap_end_row(model, add_gap_end_token(codec.tokenizer))
     if training.lora_rank:
         adapt(model, training, resumed)
     return model, codec

@@ -1,5 +1,7 @@
 """The tokens that other models lack: the mask token, and the one that ends a gap of unknown length."""
 
+from typing import cast
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -26,9 +28,10 @@ def add_mask_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return known
 
 
-def add_gap_end_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer a token <gap_end> where it has none. All other tokens keep their ids."""
+def add_gap_end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Give a tokenizer a token <gap_end> where it has none, and return its id. All other tokens keep theirs."""
     tokenizer.add_special_tokens({"additional_special_tokens": [GAP_END]}, replace_extra_special_tokens=False)
+    return cast(int, tokenizer.convert_tokens_to_ids(GAP_END))
 
 
 @torch.no_grad()
