@@ -55,7 +55,7 @@ TINY: dict[str, Any] = {
 # On a CPU a call of this model takes long: few texts, each decoded alone, as seconds are what counts.
 SMALL = TINY | {
     "models": ["smollm2-text"],
-    "num_texts": 6,
+    "num_texts": 4,
     "k_sweep_texts": 0,
     "batch_size": 1,
     "batch_1_texts": 0,
