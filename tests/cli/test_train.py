@@ -12,6 +12,8 @@ from asarm.utils.errors import InputError
     [
         (["tiny"], {"max_steps": 800, "train_files": ["stdlib"], "init_from": ""}),
         (["tiny", "--max_steps", "7"], {"max_steps": 7}),
+        (["small"], {"init_from": "smollm2", "lora_rank": 16, "train_files": ["stdlib"]}),
+        (["small", "--train_files", "a.txt"], {"train_files": ["a.txt"], "extensions": [".txt", ".jsonl", ".parquet"]}),
         (["paper-nlp"], {"dataset": "Skylion007/openwebtext", "mask_low": 0.85, "learning_rate": 1e-5}),
         (["paper-nlp-infill"], {"mask_start": 0.15, "mask_low": 0.6, "mask_high": 0.75}),
         (["paper-code"], {"dataset": "bigcode/starcoderdata", "dataset_dir": "python", "block_size": 512}),

@@ -474,12 +474,12 @@ HEADS = {
 }
 HEAD = "--hidden 16 --learning_rate 0.1 --held_out 0.2 --cache_dir cache --logging_steps 4 --device cpu"
 
-TEXT = "Once upon a time ___ lived in a ___5."
+TEXT = ["Once upon a time ___ lived in a ___5.", "--model", "tiny-text"]
 INFILLINGS = {
-    "text": [TEXT],
-    "samples": [TEXT, "--samples", "2", "--seed", "3", "--sampler", "assd", "--draft", "ngram", "--gap_tokens", "4"],
-    "trace": [TEXT, "--trace", "--coupling", "block"],
-    "json": [TEXT, "--json", "--trace", "--samples", "2", "--k", "3", "--temperature", "0.8"],
+    "text": TEXT,
+    "samples": [*TEXT, "--samples", "2", "--seed", "3", "--sampler", "assd", "--draft", "ngram", "--gap_tokens", "4"],
+    "trace": [*TEXT, "--trace", "--coupling", "block"],
+    "json": [*TEXT, "--json", "--trace", "--samples", "2", "--k", "3", "--temperature", "0.8"],
     "file": ["--file", "gaps.txt", "--model", "tiny-code"],
     "stdin": ["-", "--model", "tiny-code", "--json", "--sampler", "sequential"],
     "xlnet": ["--file", "gaps.txt", "--model", "xlnet", "--white_space", "tokens", "--json", "--sampler", "parallel"],
@@ -487,9 +487,9 @@ INFILLINGS = {
 ERRORS = {
     "no command": "",
     "unknown command": "magic",
-    "no gap": "infill text",
+    "no gap": "infill text --model tiny-text",
     "no model": "infill ___ --model tiny-none",
-    "long gap": "infill ___600",
+    "long gap": "infill ___600 --model tiny-text",
     "bad option": "infill ___ --tolerance 0.1 --coupling block",
     "unknown preset": "decode papper",
     "unknown sampler": "decode tiny --samplers magic --output_dir errors",

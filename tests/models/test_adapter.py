@@ -5,12 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from asarm import load, log_prob
 from asarm.models.adapter import adapter_parameters, add_adapter, load_adapter, read_adapter_config
@@ -121,6 +122,20 @@ def change_tensor(folder, value):
 def test_what_is_wrong_is_said_in_one_line(folder, damage, message):
     damage(folder)
     with pytest.raises(InputError, match=message) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("of_transformers", "message"), [(False, "are for the llama backbone, and .* is asarm-gpt2"), (True, "gpt2 model")]
+)
+def test_a_base_of_another_backbone(tmp_path, folder, tiny_folder, of_transformers, message):
+    """GPT-2 as of `transformers`, which has no rotary positions, and ours."""
+    base = tmp_path / "gpt2" if of_transformers else Path(tiny_folder)
+    if of_transformers:
+        GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=2)).save_pretrained(base)
+    change_config(folder, base_model_name_or_path=str(base), base_sha256=weights_sha256("base", base))
+    with pytest.raises(InputError, match=f"cannot load the base of .*{message}") as error:
         load(folder)
     assert "\n" not in str(error.value)
 

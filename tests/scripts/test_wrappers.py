@@ -32,7 +32,7 @@ def test_active_environment_is_used_as_it_is(repo, tmp_path, tiny_folder, sample
 def test_exit_code_and_line_of_bad_input(repo, tmp_path):
     result = run(repo / WRAPPER, "papper", env=active(), cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr == "asarm decode: unknown preset 'papper': choose from paper, tiny\n"
+    assert result.stderr == "asarm decode: unknown preset 'papper': choose from paper, small, tiny\n"
 
 
 @pytest.mark.parametrize(

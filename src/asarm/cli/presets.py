@@ -132,7 +132,7 @@ def parse_with_preset(
         options_of(config_class),
         prog=f"asarm {command}",
         description=description,
-        usage="%(prog)s [tiny|paper] [options], or --help",
+        usage="%(prog)s [tiny|small|paper] [options], or --help",
     )
     parser.set_defaults(output_dir=f"results/{command.replace(' ', '-')}-{preset}", **presets[preset or "paper"])
     (found,) = parser.parse_args_into_dataclasses(options, look_for_args_file=False)

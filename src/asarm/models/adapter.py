@@ -130,8 +130,8 @@ def add_adapter(model: AnyOrderModel, config: AdapterConfig) -> None:
     """
     if not isinstance(model, AnyOrderLlama):
         raise InputError(
-            f"lora_rank is for the llama backbone, and {config.base_model_name_or_path} is {model.config.model_type}: "
-            "leave it out"
+            f"low-rank adapters (lora_rank) are for the llama backbone, and {config.base_model_name_or_path} is "
+            f"{model.config.model_type}"
         )
     inject_adapter_in_model(config, model)
     for vector in (model.model.query_vector, model.model.no_left):

@@ -43,7 +43,7 @@ KNOWN = (*BACKBONES, *FAMILIES)  # what can be loaded
 XLNET_TOKENIZER = "xlnet/xlnet-base-cased"  # released XLNet weights come without a tokenizer: all of them use this one
 # Names of the branches that released XLNet weights have on the Hub: code-..., code_..., nlp_...
 CODE_BRANCH, TEXT_BRANCH = re.compile(r"code([-_].*)?"), re.compile(r"nlp([-_].*)?")
-BUNDLED_FOLDER, BUNDLED_PREFIX = Path(__file__).parent.parent / "bundled", "tiny-"
+BUNDLED_FOLDER, BUNDLED_PREFIXES = Path(__file__).parent.parent / "bundled", ("tiny-", "smollm2-")
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 TOKENIZER_FILES = [  # one of them holds the vocabulary
     "tokenizer.json", "spiece.model", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt"
@@ -135,11 +135,11 @@ def merged(name: str | Path, folder: Path, config: PreTrainedConfig) -> AnyOrder
     try:
         check_base(adapter, weights_sha256(base, model_folder(base, revision)), name)
         model = AsArm.from_pretrained(base, revision)
+        if config.gap_end_token_id is not None and model.config.gap_end_token_id is None:
+            add_gap_end_row(model, config.gap_end_token_id)
+        add_adapter(model, adapter)
     except InputError as error:
         raise InputError(f"cannot load the base of {name}, which {folder / ADAPTER_CONFIG} names: {error}") from error
-    if config.gap_end_token_id is not None and model.config.gap_end_token_id is None:
-        add_gap_end_row(model, config.gap_end_token_id)
-    add_adapter(model, adapter)
     if model.config.draft_head != config.draft_head:
         model.config.draft_head = config.draft_head
         model.add_draft_head(model.config.hidden_size)
@@ -283,7 +283,7 @@ def resolve_model(name: str | Path) -> str:
     """
     name = str(name)
     bare = "/" not in name and not Path(name).exists()
-    is_bundled = bare and (name.startswith(BUNDLED_PREFIX) or name in bundled_names())
+    is_bundled = bare and (name.startswith(BUNDLED_PREFIXES) or name in bundled_names())
     return str(bundled_model_path(name)) if is_bundled else name
 
 

