@@ -163,6 +163,11 @@ def test_bad_texts_with_gaps_of_unknown_length(ending, text, message):
         parse_gaps(text, ending, 4, max_length=100, open_gaps=True)
 
 
+def test_a_codec_without_a_token_that_ends_gaps(codec):
+    with pytest.raises(InputError, match="this tokenizer has no token that ends a gap"):
+        parse_gaps("a ___", codec, 4, open_gaps=True)
+
+
 def test_spans_joined_are_the_text(codec, sample_text):
     tokens = codec.encode(sample_text)
     labels = ["filled" if index % 5 < 2 else "prompt" for index in range(len(tokens))]

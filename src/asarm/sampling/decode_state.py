@@ -192,7 +192,7 @@ class DecodeState:
 
     def _take_out(self, count: torch.Tensor) -> None:
         """Take the next count [B] ranks out of their rows: later ones move up, and they come last, before scratch."""
-        if not count.any():
+        if self.gap_end is None or not count.any():
             return
         ranks = torch.arange(self.tokens.shape[1], device=count.device)
         taken = (ranks >= self.decoded[:, None]) & (ranks < (self.decoded + count)[:, None])  # [B, R]
@@ -223,7 +223,8 @@ class DecodeState:
     ) -> None:
         """Add one iteration to the counts of the result. size, accepted: [B] drafts. rest: [B] targets not drawn."""
         rows = self.rows.cpu()  # all different
-        self.result.targets[rows] -= rest.cpu()
+        if self.gap_end is not None:
+            self.result.targets[rows] -= rest.cpu()
         self.result.nfe[rows] += evaluations.cpu() if isinstance(evaluations, torch.Tensor) else evaluations
         if self.window == 0:
             return

@@ -7,7 +7,7 @@ to the gap, and the text after it keeps its own: `upon a time ___ lived` is `upo
 import re
 from collections.abc import Sequence
 from itertools import chain, groupby
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from asarm.tokenization.batch import InfillBatch, Role
 from asarm.tokenization.codec import TextCodec
@@ -35,7 +35,8 @@ def parse_gaps(
     length, of default_gap_tokens at most (see `asarm.tokenization.open_gaps`), for codecs with such a token.
 
     Raises InputError for a text that is empty, has no gap, has a gap of 0 tokens, holds the mask token or the one that
-    ends gaps, or is longer than max_length; and for a gap with digits just before one of unknown length.
+    ends gaps, or is longer than max_length; for a gap with digits just before one of unknown length; and for gaps of
+    unknown length if the codec has no token that ends them.
     """
     if not text.strip():
         raise InputError("the text is empty: write one with gaps, such as 'Once upon a time ___ lived in a ___.'")
@@ -53,7 +54,9 @@ def parse_gaps(
             written = codec.tokenizer.convert_ids_to_tokens(token)
             raise InputError(f"the text holds {written}: mark what to fill by ___ instead")
     if open_gaps:
-        _mark_open_gaps(pieces[1::2], encoded[1:], cast(int, codec.gap_end_token_id), text)
+        if codec.gap_end_token_id is None:
+            raise InputError("this tokenizer has no token that ends a gap: give the lengths of gaps, such as ___5")
+        _mark_open_gaps(pieces[1::2], encoded[1:], codec.gap_end_token_id, text)
     length = sum(map(len, encoded)) + sum(sizes)
     if max_length is not None and length > max_length:
         raise InputError(

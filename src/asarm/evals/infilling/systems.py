@@ -104,7 +104,7 @@ class AnySubsetSystem:
         self.longest = getattr(loaded.config, "n_positions", None)
         self.examples, self.policies = make_examples(self.codec, self.longest)
         choices = [variant.gap_length for variant in variants_of(self, config)]
-        if MODEL in choices and loaded.config.gap_end_token_id is None:
+        if MODEL in choices and None in (loaded.config.gap_end_token_id, self.codec.gap_end_token_id):
             raise InputError(f"{name} has no token that ends a gap: leave out gap_length model")
         check_lengths(self.examples, self.policies, choices)
 
