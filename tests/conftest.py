@@ -3,7 +3,9 @@ import sys
 import pytest
 
 from asarm.data.tokenizer_training import train_tokenizer
+from asarm.models.conversion.vocabulary import add_gap_end_token
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.tokenization.codec import TextCodec
 from support.wrappers import bare, repo  # noqa: F401 (fixtures of all tests)
 
 
@@ -29,9 +31,21 @@ def sample_text() -> str:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, sample_text) -> str:
     """A model folder with random weights: 2 layers x 32, 128 positions, byte-level BPE of 300 tokens."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"), train_tokenizer([sample_text], vocab_size=300))
+
+
+@pytest.fixture(scope="session")
+def ending_folder(tmp_path_factory, sample_text) -> str:
+    """The same, of a model that can end gaps, and often does."""
+    tokenizer = train_tokenizer([sample_text], vocab_size=300)
+    add_gap_end_token(tokenizer)
+    return save_tiny_model(tmp_path_factory.mktemp("ending"), tokenizer)
+
+
+def save_tiny_model(folder, tokenizer) -> str:
     import torch
 
-    tokenizer = train_tokenizer([sample_text], vocab_size=300)
+    gap_end = TextCodec(tokenizer).gap_end_token_id
     config = AnyOrderGPT2Config(
         vocab_size=len(tokenizer),
         n_positions=128,
@@ -41,11 +55,14 @@ def tiny_folder(tmp_path_factory, sample_text) -> str:
         mask_token_id=tokenizer.mask_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        gap_end_token_id=gap_end,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AnyOrderGPT2(config)
-    folder = tmp_path_factory.mktemp("tiny")
+    if gap_end is not None:
+        with torch.no_grad():
+            model.wte.weight[gap_end] *= -25  # which makes it likely at some positions, and unlikely at others
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

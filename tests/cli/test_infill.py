@@ -151,6 +151,44 @@ def test_trim_keeps_what_is_near_the_new_text():
     assert trace.trim(spans, 10) == spans
 
 
+def test_the_model_chooses_lengths(ending_folder, capsys):
+    """Within the capacity, in each sample another one; a gap with a number has exactly so many tokens."""
+    main([TEXT, "--model", ending_folder, "--samples", "8", "--gap_tokens", "20", "--json"])
+    result, codec = json.loads(capsys.readouterr().out), load(ending_folder)[1]
+    assert result["infill"]["gap_tokens"] == 20
+    start, end = len(codec.encode("Once upon a time")), codec.gap_end_token_id
+    for one in result["samples"]:
+        gap, mark = one["tokens"][start : start + 20], one["tokens"][start + 20]
+        drawn = min([index + 1 for index, token in enumerate(gap) if token == end], default=20)
+        assert gap[drawn:] == [end] * (20 - drawn)
+        assert mark == end
+        assert end not in one["tokens"][start + 21 :]
+        assert one["nfe"] <= one["targets"] == drawn + 5
+        assert "<gap_end>" not in one["text"]
+        assert "".join(span["text"] for span in one["spans"]) == one["text"]
+    assert len({one["targets"] for one in result["samples"]}) > 2
+
+
+@pytest.mark.parametrize(("text", "options", "capacity"), [("a ___", [], 24), ("a ___", ["--gap_tokens", "5"], 5)])
+def test_capacities(ending_folder, capsys, text, options, capacity):
+    main([text, "--model", ending_folder, "--json", *options])
+    tokens = json.loads(capsys.readouterr().out)["samples"][0]["tokens"]
+    assert len(tokens) == 1 + capacity + 1  # "a", the gap, and its mark
+
+
+@pytest.mark.parametrize("options", [["--sampler", name] for name in ("sequential", "parallel", "fused", "assd")])
+def test_a_trace_with_a_gap_that_ends(ending_folder, capsys, options):
+    arguments = [TEXT, "--model", ending_folder, "--seed", "3", *options]
+    main([*arguments, "--trace"])
+    lines = capsys.readouterr().out.splitlines()
+    main(arguments)
+    printed = capsys.readouterr()
+    assert lines[-1] == printed.out.splitlines()[-1]
+    assert " _" not in lines[-1]
+    assert "<gap_end>" not in "".join(lines)
+    assert int(printed.err.split()[0]) <= 29
+
+
 def terminal():
     return Console(force_terminal=True, color_system="standard", file=io.StringIO(), width=60, height=20, _environ={})
 

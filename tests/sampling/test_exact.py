@@ -57,10 +57,10 @@ def fit_p_value(counts: torch.Tensor, expected: torch.Tensor) -> float:
     return float(chisquare(seen.numpy(), (wanted * seen.sum() / wanted.sum()).numpy()).pvalue)
 
 
-def chi_square_p(model, problem_rows, config, seed=0) -> list[float]:
-    """p-value of each row's outcomes against its enumerated joint."""
+def chi_square_p(model, problem_rows, config, seed=0, samples=SAMPLES) -> list[float]:
+    """p-value of each row's outcomes against its enumerated joint. No outcome may be one that has no probability."""
     tokens, given, target = problem_rows
-    copies = SAMPLES // 4
+    copies = samples // 4
     counts = [torch.zeros(VOCABULARY ** int(row.sum()), dtype=torch.long) for row in target]
     for chunk in range(4):
         seeds = torch.arange(3 * copies) + 3 * copies * (chunk + 4 * seed)
@@ -72,8 +72,9 @@ def chi_square_p(model, problem_rows, config, seed=0) -> list[float]:
             counts[row] += torch.bincount((outcome * powers).sum(1), minlength=len(counts[row]))
     result = []
     for row in range(3):
-        expected = SAMPLES * enumerated(model, tokens[row], given[row], target[row], config.temperature)
-        assert abs(float(expected.sum()) / SAMPLES - 1) < 1e-5
+        expected = samples * enumerated(model, tokens[row], given[row], target[row], config.temperature)
+        assert abs(float(expected.sum()) / samples - 1) < 1e-5
+        assert counts[row][expected == 0].sum() == 0
         result.append(fit_p_value(counts[row], expected))
     return result
 
@@ -203,3 +204,62 @@ def test_any_subset_given_any_other_is_a_distribution(backbone):
     given = torch.tensor([False, False, True, False, False, False, True, False])
     target = torch.tensor([True, False, False, False, True, False, False, True])
     assert abs(float(enumerated(model, tokens[0], given, target, 1.0).sum()) - 1) < 1e-5
+
+
+# "1" is a target, "0" given, "." absent, and "e" the given token that makes the gap before it one of unknown length.
+GAPS = ["01111e00.", "11e0110e1", "011e0111e"]
+
+
+def open_problem(backbone):
+    """A model with a token that ends gaps (the last but one), and three rows."""
+    model, end = backbone(VOCABULARY + 1, gap_end_token_id=VOCABULARY - 1, draft_head=8), VOCABULARY - 1
+    target, given, ends = (torch.tensor([[c in some for c in row] for row in GAPS]) for some in ("1", "0e", "e"))
+    tokens = torch.randint(0, end, target.shape, generator=torch.Generator().manual_seed(2)).masked_fill(ends, end)
+    return model, tokens, given, target
+
+
+@pytest.mark.parametrize("settings", cases(EXACT, EXACT[0], EXACT[1], EXACT[7]))
+def test_gaps_that_end_have_the_enumerated_distribution(settings):
+    model, *rows = open_problem(tiny_gpt2)
+    p_values = chi_square_p(model, rows, SamplerConfig(temperature=0.7, **settings), samples=40_000)
+    assert min(p_values) > 0.001, p_values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [EXACT[0], EXACT[2], EXACT[7], EXACT[8]], ids=str)
+@pytest.mark.parametrize("backbone", [tiny_xlnet, tiny_llama])
+def test_gaps_that_end_on_other_backbones(backbone, settings):
+    model, *rows = open_problem(backbone)
+    p_values = chi_square_p(model, rows, SamplerConfig(**settings), samples=40_000)
+    assert min(p_values) > 0.001, p_values
+
+
+@BACKBONES
+def test_what_follows_the_end_of_a_gap_is_absent(backbone):
+    """By hand: the density of a text that ends early is that of a row in which the rest of its gap is hidden."""
+    model, *rows = open_problem(backbone)
+    end, (tokens, given, target) = VOCABULARY - 1, (one[2:].repeat(4, 1) for one in rows)
+    tokens[:, 1:3] = torch.tensor([[end, end], [end, 0], [0, end], [0, 1]])
+    scores = log_prob(model, tokens, given, target)
+    assert scores[:, 2].isneginf().tolist() == [False, True, False, False]
+    assert scores[0, 2] == 0
+    hidden = target.clone()
+    hidden[0, 2] = False
+    torch.testing.assert_close(log_prob(model, tokens[:1], given[:1], hidden[:1]), scores[:1])
+    logits = model(  # of the token after the given ones: ranks and positions by hand
+        tokens[:1][given[:1]][None], given[0].nonzero().T, torch.tensor([[3, 3, 3]]), torch.tensor([[1]]),
+        torch.tensor([[3]]),
+    )  # fmt: skip
+    torch.testing.assert_close(scores[0, 1], torch.log_softmax(logits, -1)[0, 0, end])
+
+
+@BACKBONES
+def test_gaps_of_known_length_do_not_end(backbone):
+    model, tokens, given, target = open_problem(backbone)
+    end = VOCABULARY - 1
+    assert log_prob(model, tokens.masked_fill(target, end), given, target)[1, 8].isneginf()  # no end follows it
+    closed = tokens.masked_fill(given, 0)
+    scores = log_prob(model, closed, given, target)
+    assert scores[target].isfinite().all()
+    assert log_prob(model, closed.masked_fill(target, end), given, target)[target].isneginf().all()
+    assert abs(float(enumerated(model, closed[0], given[0], target[0], 1.0).sum()) - 1) < 1e-5

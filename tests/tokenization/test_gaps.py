@@ -8,6 +8,7 @@ import pytest
 from asarm.models.load import load, load_tokenizer
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import label_spans, parse_gaps
+from asarm.tokenization.open_gaps import open_targets
 from asarm.utils.errors import InputError
 from support.xlnet_tokenizer import train_xlnet_tokenizer
 
@@ -126,6 +127,45 @@ def test_bad_texts(byte_level, text, limit, message):
 
 def test_a_text_may_be_as_long_as_the_model(byte_level):
     assert len(parse_gaps("a ___127", byte_level, default_gap_tokens=8, max_length=128).tokens[0]) == 128
+
+
+@pytest.fixture(scope="session")
+def ending(ending_folder):
+    """A codec with a token that ends gaps."""
+    return load(ending_folder)[1]
+
+
+def test_gaps_without_digits_are_of_unknown_length(ending):
+    """A mark follows them; spans and text are those without marks."""
+    text, end = "Once ___ upon ___3 a ___", ending.gap_end_token_id
+    batch, known = (parse_gaps(text, ending, 4, open_gaps=open_gaps) for open_gaps in (True, False))
+    assert gap_sizes(batch) == gap_sizes(known) == [4, 3, 4]
+    marks = (batch.tokens == end).nonzero()[:, 1].tolist()
+    assert [bool(batch.target[0, mark - 1] and batch.given[0, mark]) for mark in marks] == [True, True]
+    assert open_targets(batch, end).sum() == 8
+    assert [token for token in batch.tokens[0].tolist() if token != end] == known.tokens[0].tolist()
+    assert ending.decode(batch.tokens[0].tolist()) == ending.decode(known.tokens[0].tolist())
+    labels = ["filled" if target else "prompt" for target in batch.target[0]]
+    spans = label_spans(ending, batch.tokens[0].tolist(), labels)
+    assert [span.label for span in spans] == ["prompt", "filled", "prompt", "filled", "prompt", "filled"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a <gap_end> b ___", "holds <gap_end>"),
+        ("a ___5 ___ b", "no text between ___5 and the ___ after it"),
+        ("a ___99 b ___", "takes at most 100"),
+    ],
+)
+def test_bad_texts_with_gaps_of_unknown_length(ending, text, message):
+    with pytest.raises(InputError, match=message):
+        parse_gaps(text, ending, 4, max_length=100, open_gaps=True)
+
+
+def test_a_codec_without_a_token_that_ends_gaps(codec):
+    with pytest.raises(InputError, match="this tokenizer has no token that ends a gap"):
+        parse_gaps("a ___", codec, 4, open_gaps=True)
 
 
 def test_spans_joined_are_the_text(codec, sample_text):

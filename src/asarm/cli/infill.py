@@ -1,12 +1,14 @@
 """Fill the gaps of a text: `python -m asarm infill "Once upon a time ___ lived in a ___5."`
 
-`___` is a gap; a number right after it gives its length in tokens. Several gaps are filled together.
+`___` is a gap; a number right after it gives its length in tokens. Several gaps are filled together. Without a number
+the model chooses the length, if it can, and else it is --gap_tokens.
 """
 
 import json
 import sys
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import cast
 
 from rich.console import Console
 from rich.text import Text
@@ -29,6 +31,7 @@ from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries
 
 MODEL, SMALL_MODEL = "smollm2-text", "tiny-text"
+GAP_TOKENS, CAPACITY = 8, 24
 
 
 @dataclass
@@ -37,12 +40,18 @@ class InfillConfig:
 
     file: str = option("", "read the text from this UTF-8 file, as it is")
     loading: LoadingOptions = nested(LoadingOptions, model=MODEL, compile="off")  # compiling is slow to begin
-    gap_tokens: int = option(8, "tokens of a gap without a number")
+    gap_tokens: int | None = option(
+        None,
+        f"tokens of a gap without a number, {GAP_TOKENS} by default; if the model chooses its length, the most it may "
+        f"take, by default {CAPACITY}",
+    )
     seed: int = option(0, "the text is a function of the seed")
     samples: int = option(1, "texts to sample, in one batch, with the seeds seed, seed + 1, ...")
 
     def __post_init__(self) -> None:
-        check_at_least(self, gap_tokens=1, samples=1, seed=0)
+        check_at_least(self, samples=1, seed=0)
+        if self.gap_tokens is not None:
+            check_at_least(self, gap_tokens=1)
         if self.seed + self.samples > 2**63:
             raise InputError(f"seed must be below 2**63 with all samples, not {self.seed}")
 
@@ -144,7 +153,10 @@ def main(arguments: list[str]) -> None:
     if "--model" not in given_options(arguments):
         config.loading.model = default_model()
     model, codec = config.loading.load()
-    batch = parse_gaps(text, codec, config.gap_tokens, getattr(model.config, "n_positions", None))
+    can_end = model.config.gap_end_token_id is not None
+    config = replace(config, gap_tokens=config.gap_tokens or (CAPACITY if can_end else GAP_TOKENS))
+    longest = getattr(model.config, "n_positions", None)
+    batch = parse_gaps(text, codec, cast(int, config.gap_tokens), longest, can_end)
     result = fill(compiled_for_decoding(model, config.loading.compile), batch, config, sampler, extra.trace)
     target = batch.target[0].tolist()
     if extra.json:

@@ -13,6 +13,8 @@ from asarm.models.compiled import DecodingModel
 from asarm.models.rank_order import RankOrder, rank_order
 from asarm.objective.chunked_cross_entropy import cross_entropy
 from asarm.objective.masking import ANYWHERE, MaskingPattern, training_batch
+from asarm.tokenization.batch import InfillBatch
+from asarm.tokenization.open_gaps import exclude_gap_end, later_in_gap, open_targets
 from asarm.utils.config import check, check_choices, option
 
 
@@ -164,12 +166,23 @@ def log_prob(
     tokens: [B, N] int64. given, target: [B, N] bool, disjoint; target defaults to all that is not given. Tokens that
     are neither are hidden from the model. turn: [B, N] int64, each row a permutation of 0..N-1: targets are decoded in
     ascending turn, by default in ascending position. Returns [B, N] float32: log p(token | given, targets before it) at
-    the targets, 0 elsewhere; the sum over a row is the joint log-density.
+    the targets, 0 elsewhere; the sum over a row is the joint log-density. After the end of the text of a gap of unknown
+    length (see `asarm.tokenization.open_gaps`) it is 0 for further ends, and -inf for anything else.
+
+    Raises ValueError for such a gap together with a turn.
     """
     target = ~given if target is None else target
+    gap_end = model.config.gap_end_token_id
+    may_end = open_targets(InfillBatch(tokens, given, target), gap_end)
+    if turn is not None and may_end.any():
+        raise ValueError("gaps of unknown length are decoded in ascending position: give no turn")
+    is_end = tokens == (-1 if gap_end is None else gap_end)
+    absent = may_end & later_in_gap(may_end & is_end, given)
+    target = target & ~absent
     order = rank_order(given, target, turn)
-    log_probs, targets, positions = _target_log_probs(model, tokens, order, temperature)
-    return _at_targets(log_probs.gather(-1, targets[..., None])[..., 0], positions, target)
+    log_probs, targets, positions = _target_log_probs(model, tokens, order, may_end, temperature)
+    scores = _at_targets(log_probs.gather(-1, targets[..., None])[..., 0], positions, target)
+    return scores.masked_fill(absent & ~is_end, float("-inf"))
 
 
 @torch.inference_mode()
@@ -180,18 +193,20 @@ def log_prob_and_best(
 
     A row whose targets all are is what greedy decoding would give.
     """
-    log_probs, targets, positions = _target_log_probs(model, tokens, rank_order(given, target), 1.0)
+    may_end = open_targets(InfillBatch(tokens, given, target), model.config.gap_end_token_id)
+    log_probs, targets, positions = _target_log_probs(model, tokens, rank_order(given, target), may_end, 1.0)
     best = (log_probs.argmax(-1) == targets).float()
     scores = log_probs.gather(-1, targets[..., None])[..., 0]
     return _at_targets(scores, positions, target), _at_targets(best, positions, target) > 0
 
 
 def _target_log_probs(
-    model: DecodingModel, tokens: torch.Tensor, order: RankOrder, temperature: float
+    model: DecodingModel, tokens: torch.Tensor, order: RankOrder, may_end: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Log-probs [B, S, V] at a range of S ranks that includes all targets, with the tokens and positions there [B, S].
 
-    Where prompts differ in length, the range includes some prompt tokens and padding, too.
+    Where prompts differ in length, the range includes some prompt tokens and padding, too. may_end: [B, N] bool, where
+    the text of a gap may end.
     """
     total = int(order.length.max())
     first = int(order.prompt_length.min())
@@ -205,8 +220,10 @@ def _target_log_probs(
         order.order[:, first:total],
         ranks,
     )
-    log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)  # [B, S, V]
-    return log_probs, ranked[:, first:total], order.order[:, first:total]
+    positions = order.order[:, first:total]  # [B, S]
+    logits = logits.float() / temperature
+    logits = exclude_gap_end(logits, may_end.gather(1, positions), model.config.gap_end_token_id)
+    return torch.log_softmax(logits, dim=-1), ranked[:, first:total], positions
 
 
 def _at_targets(values: torch.Tensor, positions: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,8 @@ def sample(
 
     model: a backbone, or a compiled one (`asarm.models.compiled`).
     tokens: [B, N] int64; values at targets and at padding are ignored.
-    given, target: [B, N] bool, disjoint; positions that are neither (padding) are left alone.
+    given, target: [B, N] bool, disjoint; positions that are neither (padding) are left alone. A gap followed by a given
+        `gap_end` is of unknown length, and the model ends its text (see `asarm.tokenization.open_gaps`).
     seeds: one integer a row. The outcome of a row is a function of its seed, its prompt and the settings: it depends
         neither on the other rows of the batch nor on its index there (up to floating-point ties). With adaptive windows
         its text is; its cost depends on the clock, too.

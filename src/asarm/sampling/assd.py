@@ -42,25 +42,25 @@ def _self_draft(state: DecodeState) -> DraftWindow:
     positions = state.positions.gather(1, ranks)
     sampler = state.token_sampler(positions)
     states = state.query_states(state.decoded, ranks, state.decoded[:, None].expand_as(ranks))  # [B, K, E]
-    log_q = state.draft_log_probs(states)  # [B, K, V]
+    log_q = state.draft_log_probs(states, ranks)  # [B, K, V]
     if state.config.draft_temperature is not None:
-        log_q[:, :1] = state.log_probs(states[:, :1])
+        log_q[:, :1] = state.log_probs(states[:, :1], ranks[:, :1])
     drafts = sampler.draw(log_q)
     state.write_drafts(ranks, drafts)
-    return DraftWindow(drafts, size, log_q, positions, sampler)
+    return state.draft_window(drafts, size, log_q, positions, sampler)
 
 
 def _evaluate_self(state: DecodeState, window: DraftWindow) -> tuple[torch.Tensor, torch.Tensor]:
     """Target log-probs [B, K, V] of the window, and the function evaluations [B] of the iteration.
 
     The first draft was drawn from its target distribution, so it is always accepted, and no query sees the last draft
-    yet: the evaluation takes K - 1 tokens and K - 1 queries, and none is needed when one target is left.
+    yet: the evaluation takes K - 1 tokens and K - 1 queries, and none is needed when the first draft is the only one.
     """
-    log_p = window.log_q[:, :1]
-    ranks = state.next_ranks(window.tokens.shape[1])[:, 1:]
-    if ranks.shape[1] > 0:
+    log_p = window.log_q
+    if int(window.size.max()) > 1:
+        ranks = state.next_ranks(window.tokens.shape[1])[:, 1:]
         later = state.query_log_probs(state.decoded + window.size - 1, ranks, ranks)
-        log_p = torch.cat((log_p, later), dim=1)
+        log_p = torch.cat((log_p[:, :1], later), dim=1)
     return log_p, 1 + (window.size > 1).long()
 
 
@@ -73,7 +73,9 @@ def _ngram_draft(state: DecodeState) -> DraftWindow:
     ranks = state.next_ranks(int(size.max()))  # [B, K]
     positions = state.positions.gather(1, ranks)
     sampler = state.token_sampler(positions)
-    vocab_size, never_sampled = state.model.config.vocab_size, state.model.never_sampled()
+    vocab_size, never_drafted = state.model.config.vocab_size, state.model.never_sampled()
+    if state.gap_end is not None:  # what precedes it says nothing of where a text ends
+        never_drafted.append(slice(state.gap_end, state.gap_end + 1))
     sequence, known = _known_tokens(state)  # [B, N]
     readable = known.clone()  # decoded, or drafted in this window
     drafts, log_q = [], []
@@ -82,7 +84,7 @@ def _ngram_draft(state: DecodeState) -> DraftWindow:
         left = (position - 1).clamp(min=0)
         has_left = (position > 0) & readable.gather(1, left)
         probs = bigram_distribution(
-            sequence, known, sequence.gather(1, left)[:, 0], has_left[:, 0], vocab_size, never_sampled
+            sequence, known, sequence.gather(1, left)[:, 0], has_left[:, 0], vocab_size, never_drafted
         )
         log_q.append(probs.log())
         draft = sampler.draw(log_q[-1][:, None], slice(column, column + 1))  # [B, 1]
@@ -93,7 +95,7 @@ def _ngram_draft(state: DecodeState) -> DraftWindow:
         readable = readable.scatter(1, position, True)
     tokens = torch.stack(drafts, 1)
     state.write_drafts(ranks, tokens)
-    return DraftWindow(tokens, size, torch.stack(log_q, 1), positions, sampler)
+    return state.draft_window(tokens, size, torch.stack(log_q, 1), positions, sampler)
 
 
 def _evaluate_ngram(state: DecodeState, window: DraftWindow) -> tuple[torch.Tensor, int]:
@@ -103,11 +105,13 @@ def _evaluate_ngram(state: DecodeState, window: DraftWindow) -> tuple[torch.Tens
 
 
 def _known_tokens(state: DecodeState) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sequences in order of position [B, N] int64, and which of their tokens are decoded [B, N] bool."""
+    """The sequences in order of position [B, N] int64, and which of their tokens are decoded text [B, N] bool."""
     width, length = int(state.total.max()), int(state.positions.max()) + 1
     positions = state.positions[:, :width]
     sequence = state.tokens.new_zeros(len(state.tokens), length).scatter(1, positions, state.tokens[:, :width])
     decoded = torch.arange(width, device=positions.device) < state.decoded[:, None]
+    if state.gap_end is not None:
+        decoded &= state.tokens[:, :width] != state.gap_end
     return sequence, torch.zeros_like(sequence, dtype=torch.bool).scatter(1, positions, decoded)
 
 

@@ -14,14 +14,17 @@ from asarm.sampling.counter_rng import TOKEN, CounterRNG, GumbelSampler, Inverse
 from asarm.sampling.result import SampleResult, TraceStep
 from asarm.sampling.verification import VERIFICATION_RULES, DraftWindow, Verdict
 from asarm.tokenization.batch import InfillBatch
+from asarm.tokenization.open_gaps import exclude_gap_end, gap_sizes_from, open_targets
 
 
 class DecodeState:
     """The unfinished rows of a batch (B shrinks as rows are finished), and the results of all of them.
 
-    tokens, positions: [B, R] int64 in rank order; ranks past a row's end are scratch.
+    tokens, positions: [B, R] int64 in rank order; ranks past a row's end, and from `width` on, are scratch.
     decoded: [B] int64, ranks whose tokens are decided: they are 0 .. decoded - 1. total: [B] int64, ranks of the row.
     rows: [B] int64, index of each row in the input.
+    may_end: [B, R] bool, ranks of gaps of unknown length (see `asarm.tokenization.open_gaps`). rest: [B, R] int64, how
+        many ranks of its gap come after each rank.
     """
 
     def __init__(
@@ -39,17 +42,21 @@ class DecodeState:
         count, length = batch.tokens.shape
         self.model, self.config = cast(AnyOrderModel, model), config  # a compiled one has the same methods
         self.total, self.decoded = order.length, order.prompt_length.clone()
-        width = int(self.total.max())
+        self.width = width = int(self.total.max())
         scratch = (0, lookahead)  # for the ranks past its end that the last rank of a row looks ahead to
         self.positions = F.pad(order.order[:, :width], scratch)
         self.tokens = F.pad(batch.tokens.gather(1, order.order)[:, :width], scratch)
         self.contexts = F.pad(order.content_context()[:, :width], scratch)
+        self.gap_end = self.model.config.gap_end_token_id
+        may_end = open_targets(batch, self.gap_end)
+        rest = (gap_sizes_from(batch) - 1).clamp(min=0)
+        self.may_end, self.rest = (F.pad(one.gather(1, order.order)[:, :width], scratch) for one in (may_end, rest))
         self.rows = torch.arange(count, device=batch.tokens.device)
         self.rng = CounterRNG.from_seeds(seeds, batch.tokens.device)
         self.cache = self.model.new_cache(count, width, length)
         self.window = window
         self.result = SampleResult(
-            tokens=batch.tokens.clone(),
+            tokens=batch.tokens.clone() if self.gap_end is None else batch.tokens.masked_fill(may_end, self.gap_end),
             nfe=torch.zeros(count, dtype=torch.long),
             targets=batch.target.sum(1).cpu(),
             proposed=torch.zeros(count, window, dtype=torch.long),
@@ -91,22 +98,24 @@ class DecodeState:
         self.cache.set_lengths(content_length)
         return states
 
-    def log_probs(self, states: torch.Tensor) -> torch.Tensor:
-        """Log-probs (float32) of the tokens at queries with these final states: [B, Q, E] -> [B, Q, V]."""
-        return self._log_softmax(states, self.config.temperature)
+    def log_probs(self, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+        """Log-probs (float32) of the tokens at ranks [B, Q], by the final states of their queries: [B, Q, E] ->
+        [B, Q, V]."""
+        return self._log_softmax(states, ranks, self.config.temperature)
 
-    def draft_log_probs(self, states: torch.Tensor) -> torch.Tensor:
+    def draft_log_probs(self, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
         """As `log_probs`, of what tokens are drafted from."""
-        return self._log_softmax(states, self.config.draft_temperature or self.config.temperature)
+        return self._log_softmax(states, ranks, self.config.draft_temperature or self.config.temperature)
 
-    def _log_softmax(self, states: torch.Tensor, temperature: float) -> torch.Tensor:
-        return torch.log_softmax(self.model.logits(states).float() / temperature, dim=-1)
+    def _log_softmax(self, states: torch.Tensor, ranks: torch.Tensor, temperature: float) -> torch.Tensor:
+        logits = self.model.logits(states).float() / temperature
+        return torch.log_softmax(exclude_gap_end(logits, self.may_end.gather(1, ranks), self.gap_end), dim=-1)
 
     def query_log_probs(
         self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor
     ) -> torch.Tensor:
         """One function evaluation: log-probs [B, Q, V] of the tokens at `ranks`; arguments as in `query_states`."""
-        return self.log_probs(self.query_states(content_length, ranks, contexts))
+        return self.log_probs(self.query_states(content_length, ranks, contexts), ranks)
 
     def token_sampler(self, positions: torch.Tensor) -> TokenSampler:
         """What drafts for these positions [B, K] must be drawn with, for the verification rule to be exact."""
@@ -116,6 +125,22 @@ class DecodeState:
     def write_drafts(self, ranks: torch.Tensor, tokens: torch.Tensor) -> None:
         """Put tokens [B, K] at ranks [B, K], where later queries see them. Nothing is decided yet."""
         self.tokens.scatter_(1, ranks, tokens)
+
+    def draft_window(
+        self,
+        tokens: torch.Tensor,
+        size: torch.Tensor,
+        log_q: torch.Tensor,
+        positions: torch.Tensor,
+        sampler: TokenSampler,
+    ) -> DraftWindow:
+        """The window of drafts for the next ranks. A draft that ends a gap before its last rank is the last of its row:
+        the rest of the gap is not there to be verified."""
+        if self.gap_end is not None:
+            ranks = self.next_ranks(tokens.shape[1])  # [B, K]
+            ends = ((tokens == self.gap_end) & self.may_end.gather(1, ranks) & (self.rest.gather(1, ranks) > 0)).long()
+            size = size.minimum((ends.cumsum(1) - ends == 0).sum(1))
+        return DraftWindow(tokens, size, log_q, positions, sampler)
 
     def verify(self, window: DraftWindow, log_p: torch.Tensor) -> Verdict:
         """Apply the verification rule of the config, see `asarm.sampling.verification`: accepted and next tokens."""
@@ -136,21 +161,45 @@ class DecodeState:
         """Decide the tokens of one iteration: accepted drafts, and the next token after them.
 
         drafts: [B, K] int64, at the next K ranks, of which the first size [B] were verified and accepted [B] kept.
-        next_tokens: [B] int64; ignored where all K ranks, or all up to the row's end, are decided by drafts.
+        next_tokens: [B] int64; ignored where all K ranks, or all up to the row's end, are decided by drafts, and where
+            the last accepted draft ends a gap early.
         evaluations: function evaluations it took, of each row [B] or of all.
 
-        The cache keeps the content of accepted drafts; what it may hold after those is of rejected ones.
+        The cache keeps the content of accepted drafts; what it may hold after those is of rejected ones. Where the last
+        decided token ends a gap, the rest of the gap is taken out of the row.
         Returns the indices [B'] of the rows that are left; finished ones move to the result.
         """
-        added = accepted < self.remaining.clamp(max=drafts.shape[1])  # [B] bool
-        rank = (self.decoded + accepted)[:, None]
+        rank = (self.decoded + accepted)[:, None]  # of the next token
+        ended_by_draft = (accepted > 0) & (self._rest_of_ended_gap(self.decoded + accepted) > 0)
+        added = (accepted < self.remaining.clamp(max=drafts.shape[1])) & ~ended_by_draft  # [B] bool
         self.write_drafts(rank, torch.where(added[:, None], next_tokens[:, None], self.tokens.gather(1, rank)))
-        self._count(size, accepted, evaluations)
+        rest = self._rest_of_ended_gap(self.decoded + accepted + added)  # [B]
+        self._count(size, accepted, evaluations, rest)
         if self.result.trace is not None:
-            self._record_trace(self.result.trace, drafts, size, accepted, added)
+            self._record_trace(self.result.trace, drafts, size, accepted, added, rest)
         self.cache.set_lengths(torch.minimum(self.cache.lengths, self.decoded + accepted))
         self.decoded = self.decoded + accepted + added
+        self._take_out(rest)
         return self.retire_finished()
+
+    def _rest_of_ended_gap(self, decoded: torch.Tensor) -> torch.Tensor:
+        """How many ranks from decoded [B] (at least 1) on are left of a gap that the token before has ended: [B]."""
+        if self.gap_end is None:
+            return torch.zeros_like(decoded)
+        last = (decoded - 1).clamp(min=0)[:, None]
+        ended = (self.tokens.gather(1, last) == self.gap_end) & self.may_end.gather(1, last)
+        return torch.where(ended, self.rest.gather(1, last), 0)[:, 0]
+
+    def _take_out(self, count: torch.Tensor) -> None:
+        """Take the next count [B] ranks out of their rows: later ones move up, and they come last, before scratch."""
+        if self.gap_end is None or not count.any():
+            return
+        ranks = torch.arange(self.tokens.shape[1], device=count.device)
+        taken = (ranks >= self.decoded[:, None]) & (ranks < (self.decoded + count)[:, None])  # [B, R]
+        order = (taken | (ranks >= self.width)).byte().argsort(dim=1, stable=True)
+        for name in ("tokens", "positions", "may_end", "rest"):
+            setattr(self, name, getattr(self, name).gather(1, order))
+        self.total = self.total - count
 
     def retire_finished(self) -> torch.Tensor:
         """Move finished rows to the result and out of the batch, where they would only cost time.
@@ -163,15 +212,19 @@ class DecodeState:
             for row in finished.nonzero()[:, 0].tolist():
                 total = int(self.total[row])
                 self.result.tokens[self.rows[row], self.positions[row, :total]] = self.tokens[row, :total]
-            for name in ("tokens", "positions", "contexts", "total", "decoded", "rows"):
+            for name in ("tokens", "positions", "contexts", "may_end", "rest", "total", "decoded", "rows"):
                 setattr(self, name, getattr(self, name)[kept])
             self.rng = self.rng.select(kept)
             self.cache.keep_rows(kept)
         return kept
 
-    def _count(self, size: torch.Tensor, accepted: torch.Tensor, evaluations: torch.Tensor | int) -> None:
-        """Add one iteration to the counts of the result. size, accepted: [B] drafts."""
+    def _count(
+        self, size: torch.Tensor, accepted: torch.Tensor, evaluations: torch.Tensor | int, rest: torch.Tensor
+    ) -> None:
+        """Add one iteration to the counts of the result. size, accepted: [B] drafts. rest: [B] targets not drawn."""
         rows = self.rows.cpu()  # all different
+        if self.gap_end is not None:
+            self.result.targets[rows] -= rest.cpu()
         self.result.nfe[rows] += evaluations.cpu() if isinstance(evaluations, torch.Tensor) else evaluations
         if self.window == 0:
             return
@@ -186,12 +239,16 @@ class DecodeState:
         size: torch.Tensor,
         accepted: torch.Tensor,
         added: torch.Tensor,
+        rest: torch.Tensor,
     ) -> None:
-        """Append one iteration to the trace of each row; arguments as in `commit`, before its tokens are decided."""
-        numbers = zip(drafts.tolist(), size.tolist(), accepted.tolist(), added.tolist(), strict=True)
-        for row, (draft, proposed, kept, has_next) in enumerate(numbers):
+        """Append one iteration to the trace of each row; arguments as in `commit`, before its tokens are decided.
+        rest: [B], ranks after these that an ended gap leaves."""
+        numbers = zip(*(one.tolist() for one in (drafts, size, accepted, added, rest)), strict=True)
+        for row, (draft, proposed, kept, has_next, left) in enumerate(numbers):
             first = int(self.decoded[row])
             positions = self.positions[row, first:].tolist()
-            pair = (positions[kept], int(self.tokens[row, first + kept]))
-            step = TraceStep(positions[:proposed], draft[:proposed], kept, [pair] if has_next else [])
+            pairs = [(positions[kept], int(self.tokens[row, first + kept]))] if has_next else []
+            after = kept + len(pairs)
+            pairs += [(position, self.gap_end) for position in positions[after : after + left]]
+            step = TraceStep(positions[:proposed], draft[:proposed], kept, pairs)
             trace[int(self.rows[row])].append(step)

@@ -97,11 +97,15 @@ def fused_step(state: DecodeState, draft_states: DraftStates, policy: WindowPoli
     columns = window.tokens.shape[1]  # K
     next_sizes = _next_sizes(state, columns, policy.k)
     states = _evaluate(state, window.size, next_sizes)  # [B, K + Q, E]
-    accepted, next_tokens = state.verify(window, state.log_probs(states[:, :columns]))  # [B] each
+    log_p = state.log_probs(states[:, :columns], state.next_ranks(columns))  # [B, K, V]
+    accepted, next_tokens = state.verify(window, log_p)  # [B] each
     policy.update(window.size, accepted)
     next_states = _select(states[:, columns:], next_sizes, accepted)
+    total = state.total
     kept = state.commit(window.tokens, window.size, accepted, next_tokens)  # [B'], rows that are left
-    return DraftStates(next_states.size[kept].minimum(state.remaining), next_states.states[kept])
+    # Where a gap has ended early, what was prepared for the ranks after it is for none that are left.
+    size = next_states.size[kept].minimum(state.remaining).masked_fill(state.total < total[kept], 0)
+    return DraftStates(size, next_states.states[kept])
 
 
 def _draft(state: DecodeState, draft_states: DraftStates) -> DraftWindow:
@@ -120,10 +124,10 @@ def _draft(state: DecodeState, draft_states: DraftStates) -> DraftWindow:
         states = draft_states.states[:, columns]
         if use_head:
             states = _follow(state, states, ranks[:, columns])
-        log_q[:, columns] = state.draft_log_probs(states)
+        log_q[:, columns] = state.draft_log_probs(states, ranks[:, columns])
         tokens[:, columns] = sampler.draw(log_q[:, columns], columns)
         state.write_drafts(ranks[:, columns], tokens[:, columns])
-    window = DraftWindow(tokens, size, log_q, positions, sampler)
+    window = state.draft_window(tokens, size, log_q, positions, sampler)
     log_q.masked_fill_(~window.has_draft()[..., None], float("-inf"))  # in rows with fewer drafts
     return window
 

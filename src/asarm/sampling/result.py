@@ -11,7 +11,7 @@ class TraceStep:
 
     positions: of the drafted tokens, ascending. drafts: the tokens proposed there ([] for samplers without drafts).
     accepted: how many of the first of them were kept. added: (position, token) pairs decoded by other means than an
-    accepted draft: the replacement of a rejected one, or what a sampler without drafts drew.
+    accepted draft: the replacement of a rejected one, what a sampler without drafts drew, the rest of a gap that ended.
     """
 
     positions: list[int]
@@ -24,9 +24,9 @@ class TraceStep:
 class SampleResult:
     """Filled sequences and their costs.
 
-    tokens: [B, N] int64, the input with its targets filled.
+    tokens: [B, N] int64, the input with its targets filled; after the end of a gap's text with `gap_end`.
     nfe: [B] int64, network function evaluations that the row took part in until it was finished.
-    targets: [B] int64, tokens filled.
+    targets: [B] int64, tokens drawn: all targets but those after the end of a gap's text.
     proposed, accepted: [B, k] int64, counts by column of the window: drafts up to the first rejection, that one
         included, and drafts accepted. k is 0 where nothing is drafted.
     seconds: wall time of the whole batch.

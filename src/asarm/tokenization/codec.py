@@ -104,8 +104,10 @@ class TextCodec:
         return [*after, cast(int, self.eos_token_id)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included, without any clean-up of white space."""
-        text = ""
+        """The text of token ids, special tokens included (not those that end gaps), without any clean-up of white
+        space."""
+        text, gap_end = "", self.gap_end_token_id
+        ids = [token for token in ids if token != gap_end]
         # The tokenizer puts a space before each section between special tokens, and removes it from what it decodes.
         for is_white, section in groupby(ids, key=self.white_space_of.__contains__):
             if is_white:

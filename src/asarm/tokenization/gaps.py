@@ -24,15 +24,19 @@ class Span(NamedTuple):
     label: str
 
 
-def parse_gaps(text: str, codec: TextCodec, default_gap_tokens: int, max_length: int | None = None) -> InfillBatch:
+def parse_gaps(
+    text: str, codec: TextCodec, default_gap_tokens: int, max_length: int | None = None, open_gaps: bool = False
+) -> InfillBatch:
     """A text in which runs of three or more underscores are gaps, as a batch of one: [1, N], mask tokens in the gaps.
 
     Digits right after a gap give its length in tokens (`___5`); otherwise it is default_gap_tokens. One space before a
     gap belongs to the gap; where pairs of spaces are tokens (see `TextCodec`), only one that is not in a pair.
-    max_length: the most tokens that the model takes; None is no limit.
+    max_length: the most tokens that the model takes; None is no limit. open_gaps: gaps without digits are of unknown
+    length, of default_gap_tokens at most (see `asarm.tokenization.open_gaps`), for codecs with such a token.
 
-    Raises InputError for a text that is empty, has no gap, has a gap of 0 tokens, holds the mask token itself, or is
-    longer than max_length.
+    Raises InputError for a text that is empty, has no gap, has a gap of 0 tokens, holds the mask token or the one that
+    ends gaps, or is longer than max_length; for a gap with digits just before one of unknown length; and for gaps of
+    unknown length if the codec has no token that ends them.
     """
     if not text.strip():
         raise InputError("the text is empty: write one with gaps, such as 'Once upon a time ___ lived in a ___.'")
@@ -45,8 +49,14 @@ def parse_gaps(text: str, codec: TextCodec, default_gap_tokens: int, max_length:
     if min(sizes) < 1:
         raise InputError(f"a gap of {min(sizes)} tokens in {_shown(text)}: a gap takes at least 1")
     encoded = [encode_segment(codec, segment, continues=index > 0) for index, segment in enumerate(segments)]
-    if any(codec.mask_token_id in ids for ids in encoded):
-        raise InputError(f"the text holds {codec.mask_token}: mark what to fill by ___ instead")
+    for token in (codec.mask_token_id, codec.gap_end_token_id):
+        if any(token in ids for ids in encoded):
+            written = codec.tokenizer.convert_ids_to_tokens(token)
+            raise InputError(f"the text holds {written}: mark what to fill by ___ instead")
+    if open_gaps:
+        if codec.gap_end_token_id is None:
+            raise InputError("this tokenizer has no token that ends a gap: give the lengths of gaps, such as ___5")
+        _mark_open_gaps(pieces[1::2], encoded[1:], codec.gap_end_token_id, text)
     length = sum(map(len, encoded)) + sum(sizes)
     if max_length is not None and length > max_length:
         raise InputError(
@@ -57,6 +67,17 @@ def parse_gaps(text: str, codec: TextCodec, default_gap_tokens: int, max_length:
     parts = [*encoded[:1], *chain.from_iterable(zip(gaps, encoded[1:], strict=True))]  # text, gap, text, ..., text
     roles = [Role.GIVEN, *[Role.TARGET, Role.GIVEN] * len(gaps)]
     return InfillBatch.from_parts([parts], roles)
+
+
+def _mark_open_gaps(digits: Sequence[str], after: Sequence[list[int]], gap_end: int, text: str) -> None:
+    """Put the token that ends gaps after each gap without digits. after: token ids of the text after each gap."""
+    for index, (size, ids) in enumerate(zip(digits, after, strict=True)):
+        if not size:
+            ids.insert(0, gap_end)
+        elif not ids and "" in digits[index + 1 : index + 2]:  # one gap to the model
+            raise InputError(
+                f"no text between ___{size} and the ___ after it in {_shown(text)}: join them, or write some"
+            )
 
 
 def encode_segment(codec: TextCodec, segment: str, continues: bool) -> list[int]:

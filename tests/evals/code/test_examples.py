@@ -82,17 +82,17 @@ def test_visible_lengths_are_of_the_kind_of_the_gap(tiny_folder):
 def test_lengths_are_proposed_from_the_visible_code():
     rng = np.random.default_rng(0)
     examples = [infill_example(visible=rng.lognormal(2.5, 0.5, 6).clip(1).astype(int)) for _ in range(300)]
-    policy = CodeGapLengthPolicy(examples, 5, None)
+    policy = CodeGapLengthPolicy(examples, 5, None, 48)
     found = policy.lengths("search", examples[0])
     drawn = rng.lognormal(2.5, 0.5, 100_000)
     assert found == pytest.approx(np.quantile(drawn, [0.1, 0.3, 0.5, 0.7, 0.9]), rel=0.15)
     assert policy.lengths("search", infill_example()) == pytest.approx(found, abs=2)  # nothing is visible
     far = [infill_example(visible=[10] * 6), infill_example(visible=[40] * 6)]
-    assert CodeGapLengthPolicy(far, 3, None).lengths("search", far[1]) == [40]
+    assert CodeGapLengthPolicy(far, 3, None, 48).lengths("search", far[1]) == [40]
     assert policy.lengths("oracle", infill_example(reference=17)) == [17]
-    assert CodeGapLengthPolicy(examples, 5, 16).lengths("oracle", infill_example(reference=17)) == [15]
+    assert CodeGapLengthPolicy(examples, 5, 16, 48).lengths("oracle", infill_example(reference=17)) == [15]
     with pytest.raises(InputError, match="a gap of 16 tokens, but the model takes at most 16"):
-        CodeGapLengthPolicy(examples, 5, 16).lengths("fixed:16", examples[0])
+        CodeGapLengthPolicy(examples, 5, 16, 48).lengths("fixed:16", examples[0])
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_causal_model_with_marks_sees_prefix_and_suffix(causal_folder, tmp_pat
     def make_examples(codec, longest):
         assert longest == 96 - 3
         examples = [make_example(problem, "single-line", codec) for problem in problems_of(ROWS)]
-        return {"single-line": examples}, {"single-line": CodeGapLengthPolicy(examples, 1, longest)}
+        return {"single-line": examples}, {"single-line": CodeGapLengthPolicy(examples, 1, longest, 48)}
 
     (variant,) = (one for one in config.variants() if one.sampler == "causal")
     system = CausalSystem(causal_folder, config, make_examples, torch.device("cpu"), use_fim=True)

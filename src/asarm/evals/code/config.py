@@ -45,6 +45,11 @@ class CodeConfig(InfillEvalConfig):
     )
     parallel_steps: list[int] = option([1, 4], "numbers of steps of the parallel sampler")
     causal: str = option("", "a causal code model, given the suffix, too, if it has marks to fill in the middle")
+    gap_capacity: int = option(
+        48,
+        "the most tokens of a gap with gap_length model; 0.2 % of single-line have more of SmolLM2's, and 14 % of "
+        "random-span-light",
+    )
     samples_per_task: int = option(1, "completions of each problem, with different seeds")
     allow_code_execution: bool = option(False, "run completed programs with their tests, in a sandbox, for pass@k")
 

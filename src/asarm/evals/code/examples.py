@@ -93,15 +93,15 @@ def visible_lengths(problem: Problem, split: str, codec: TextCodec) -> list[int]
 class CodeGapLengthPolicy(GapLengthPolicy):
     """Lengths of gaps in code. Problems too long for a model are truncated; their gaps leave it some context."""
 
-    def __init__(self, every: Sequence[InfillExample], count: int, longest: int | None):
-        """every, longest: as in GapLengthPolicy. count: the largest number of lengths that a search tries."""
+    def __init__(self, every: Sequence[InfillExample], count: int, longest: int | None, capacity: int):
+        """every, longest, capacity: as in GapLengthPolicy. count: the largest number of lengths that a search tries."""
         distribution = LengthDistribution.fit([log_lengths(example) for example in every])
 
         def propose(example: InfillExample) -> list[int]:
             quantiles = distribution.quantiles(log_lengths(example), 1, count)
             return whole_lengths([math.exp(quantile) for quantile in quantiles])
 
-        super().__init__(every, longest, propose)
+        super().__init__(every, longest, propose, capacity)
 
     def lengths(self, choice: str, example: InfillExample) -> list[int]:
         """As everywhere. Raises InputError for a fixed length that the model does not take."""

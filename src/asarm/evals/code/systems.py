@@ -19,7 +19,10 @@ def code_systems(config: CodeConfig, problems: dict[str, list[Problem]]) -> list
         codec: TextCodec, longest: int | None
     ) -> tuple[dict[str, list[CodeExample]], dict[str, CodeGapLengthPolicy]]:
         every = {split: [make_example(problem, split, codec) for problem in some] for split, some in problems.items()}
-        policies = {split: CodeGapLengthPolicy(some, config.proposals, longest) for split, some in every.items()}
+        policies = {
+            split: CodeGapLengthPolicy(some, config.proposals, longest, config.gap_capacity)
+            for split, some in every.items()
+        }
         return {split: some[: config.max_items or None] for split, some in every.items()}, policies
 
     chosen = {split: some[: config.max_items or None] for split, some in problems.items()}

@@ -12,7 +12,7 @@ from asarm.utils.errors import InputError
 
 PREFIX_ONLY, CAUSAL = "prefix-only", "causal"
 NO_MODEL = "none"  # what lines of baselines that need no model have in the field model
-ORACLE, SEARCH, MEDIAN, FIXED = "oracle", "search", "median", "fixed:"
+ORACLE, SEARCH, MEDIAN, MODEL, FIXED = "oracle", "search", "median", "model", "fixed:"
 
 
 @dataclass
@@ -30,15 +30,16 @@ class InfillEvalConfig(ModelsConfig):
     gap_length: list[str] = option(
         [ORACLE],
         "tokens of a gap: oracle (those of the reference), search (proposed from the visible text, "
-        "chosen by joint density), fixed:N, or median (of the references of all)",
+        "chosen by joint density), model (which ends the gap itself), fixed:N, or median (of the references of all)",
     )
+    gap_capacity: int = option(24, "the most tokens of a gap with gap_length model")
     length_sampler: str = option("", "sampler for other lengths than oracle; the default is the first assd one")
     proposals: int = option(8, "the largest number of lengths that search tries for a gap")
     batch_size: int = option(32, "texts filled together")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, max_items=0, batch_size=1, proposals=1)
+        check_at_least(self, max_items=0, batch_size=1, proposals=1, gap_capacity=1)
         check_choices("sampler", self.samplers, [*NAMED_SAMPLERS, PREFIX_ONLY, *self.baselines])
         check_choices("length_sampler", [self.length_sampler], ["", *NAMED_SAMPLERS])
         self.variants()
@@ -79,9 +80,11 @@ class InfillEvalConfig(ModelsConfig):
 
 def fixed_length(choice: str) -> int | None:
     """N of `fixed:N`, None for the other choices of a gap's length. Raises InputError for anything else."""
-    if choice in (ORACLE, SEARCH, MEDIAN):
+    if choice in (ORACLE, SEARCH, MEDIAN, MODEL):
         return None
     number = choice.removeprefix(FIXED)
     if not (choice.startswith(FIXED) and number.isdecimal() and int(number) >= 1):
-        raise InputError(f"unknown gap_length {choice!r}: choose oracle, search, median, or fixed:N with N at least 1")
+        raise InputError(
+            f"unknown gap_length {choice!r}: choose oracle, search, median, model, or fixed:N with N at least 1"
+        )
     return int(number)

@@ -15,16 +15,16 @@ from asarm.tokenization.batch import InfillBatch, Role
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import text_after
 
-Row = tuple[InfillExample, int]  # an example, and how many tokens its gap takes
+Row = tuple[InfillExample, int]  # an example, and how many tokens its gap takes (at most, if its length is unknown)
 
 
 @dataclass
 class InfillResult:
     """A filled gap: its text (white space at the ends included) and tokens, and what it cost.
 
-    drawn: tokens drawn, those of proposals that were not chosen among them. nfe: function evaluations, those for scores
-    among them. proposed, accepted: drafts verified and accepted, by index in the window. scores: of each length that a
-    search proposed, nats a token. cut: tokens of prefix and suffix that the model did not see.
+    drawn: tokens drawn, those of proposals that were not chosen and a gap's end among them. nfe: function evaluations,
+    those for scores among them. proposed, accepted: drafts verified and accepted, by index in the window. scores: of
+    each length that a search proposed, nats a token. cut: tokens of prefix and suffix that the model did not see.
     """
 
     text: str
@@ -42,28 +42,43 @@ def infill_batch(
     gaps: Sequence[list[int]],
     device: torch.device,
     suffix: Role = Role.GIVEN,
+    gap_end: int | None = None,
 ) -> InfillBatch:
-    """Examples with these tokens in their gaps, which are targets. suffix: whether the suffix is given or a target."""
-    rows = [(example.prefix_tokens, gap, example.suffix_tokens) for example, gap in zip(examples, gaps, strict=True)]
+    """Examples with these tokens in their gaps, which are targets. suffix: whether the suffix is given or a target.
+    gap_end: the token that ends gaps, where their lengths are unknown."""
+    mark = [] if gap_end is None else [gap_end]
+    rows = [
+        (example.prefix_tokens, gap, [*mark, *example.suffix_tokens])
+        for example, gap in zip(examples, gaps, strict=True)
+    ]
     return InfillBatch.from_parts(rows, (Role.GIVEN, Role.TARGET, suffix), device)
 
 
 def fill(
-    model: DecodingModel, codec: TextCodec, rows: Sequence[Row], config: SamplerConfig, seeds: Sequence[int]
+    model: DecodingModel,
+    codec: TextCodec,
+    rows: Sequence[Row],
+    config: SamplerConfig,
+    seeds: Sequence[int],
+    gap_end: int | None = None,
 ) -> list[InfillResult]:
-    """Each gap filled once. A gap of no tokens costs nothing, and no model sees it."""
+    """Each gap filled once. A gap of no tokens costs nothing, and no model sees it.
+
+    gap_end: the token by which the model ends gaps that take at most so many tokens; None where they take all.
+    """
     filled = [InfillResult("", [], 0, 0) for _ in rows]
     open_rows = [row for row, (_, length) in enumerate(rows) if length]
     if not open_rows:
         return filled
     examples, lengths = zip(*(rows[row] for row in open_rows), strict=True)
-    batch = infill_batch(examples, [[codec.mask_token_id] * length for length in lengths], model.device)
+    masks = [[codec.mask_token_id] * length for length in lengths]
+    batch = infill_batch(examples, masks, model.device, gap_end=gap_end)
     result = sample(model, *batch, config, [seeds[row] for row in open_rows])
     for index, row in enumerate(open_rows):
-        tokens = result.tokens[index][batch.target[index]].tolist()
+        tokens = [token for token in result.tokens[index][batch.target[index]].tolist() if token != gap_end]
         text = text_after(codec, examples[index].prefix_tokens, tokens)
         proposed, accepted = result.proposed[index].tolist(), result.accepted[index].tolist()
-        filled[row] = InfillResult(text, tokens, lengths[index], int(result.nfe[index]), proposed, accepted)
+        filled[row] = InfillResult(text, tokens, int(result.targets[index]), int(result.nfe[index]), proposed, accepted)
     return filled
 
 

@@ -17,6 +17,7 @@ from asarm.evals.infilling.causal import CausalModel
 from asarm.evals.infilling.config import (
     CAUSAL,
     MEDIAN,
+    MODEL,
     NO_MODEL,
     ORACLE,
     PREFIX_ONLY,
@@ -29,6 +30,7 @@ from asarm.evals.infilling.infill import InfillResult, fill, search
 from asarm.evals.resumable import sampling_seed
 from asarm.models.compiled import compiled_for_decoding
 from asarm.tokenization.codec import TextCodec
+from asarm.utils.errors import InputError
 from asarm.utils.files import sha256_of_tensors
 
 
@@ -36,11 +38,16 @@ class GapLengthPolicy:
     """How many tokens the gaps of one group take, for each choice of `gap_length`, with one model's tokens."""
 
     def __init__(
-        self, every: Sequence[InfillExample], longest: int | None, propose: Callable[[InfillExample], list[int]]
+        self,
+        every: Sequence[InfillExample],
+        longest: int | None,
+        propose: Callable[[InfillExample], list[int]],
+        capacity: int,
     ):
         """every: all examples of the group, so that what is estimated does not depend on how many are used.
-        longest: the model's positions. propose: the lengths that a search tries."""
-        self.longest, self.propose = longest, propose
+        longest: the model's positions. propose: the lengths that a search tries. capacity: the longest gap that the
+        model may choose."""
+        self.longest, self.propose, self.capacity = longest, propose, capacity
         self.median = round(float(np.median([len(example.reference_tokens) for example in every])))
 
     def lengths(self, choice: str, example: InfillExample) -> list[int]:
@@ -48,6 +55,8 @@ class GapLengthPolicy:
         them."""
         if choice == SEARCH:
             return self.fitting(example, self.propose(example))
+        if choice == MODEL:  # and the token that tells the model so
+            return [length - 1 for length in self.fitting(example, [self.capacity + 1])]
         known = {ORACLE: len(example.reference_tokens), MEDIAN: self.median}
         length = known[choice] if choice in known else fixed_length(choice)
         return self.fitting(example, [length or 0])
@@ -95,15 +104,20 @@ class AnySubsetSystem:
         self.longest = getattr(loaded.config, "n_positions", None)
         self.examples, self.policies = make_examples(self.codec, self.longest)
         choices = [variant.gap_length for variant in variants_of(self, config)]
+        if MODEL in choices and None in (loaded.config.gap_end_token_id, self.codec.gap_end_token_id):
+            raise InputError(f"{name} has no token that ends a gap: leave out gap_length model")
         check_lengths(self.examples, self.policies, choices)
 
     def fill(self, examples: list[InfillExample], group: str, variant: Variant, trial: int) -> list[InfillResult]:
         """The gaps of some examples, filled as the variant says."""
         tried = [self.policies[group].lengths(variant.gap_length, example) for example in examples]
         whole = without_suffixes(examples) if variant.sampler == PREFIX_ONLY else examples
+        gap_end = self.codec.gap_end_token_id if variant.gap_length == MODEL else None
+        mark = gap_end is not None
         # All lengths that are tried for an example see the same context, so that their scores can be compared.
         seen = [
-            truncate_context(example, max(lengths), self.longest) for example, lengths in zip(whole, tried, strict=True)
+            truncate_context(example, max(lengths) + mark, self.longest)
+            for example, lengths in zip(whole, tried, strict=True)
         ]
 
         def seed(example: InfillExample, length: int) -> int:
@@ -113,7 +127,7 @@ class AnySubsetSystem:
             filled = search(self.model, self.codec, seen, tried, variant.config, seed, self.config.batch_size)
         else:
             rows = [(example, lengths[0]) for example, lengths in zip(seen, tried, strict=True)]
-            filled = fill(self.model, self.codec, rows, variant.config, [seed(*row) for row in rows])
+            filled = fill(self.model, self.codec, rows, variant.config, [seed(*row) for row in rows], gap_end)
         return with_cuts(filled, whole, seen)
 
 

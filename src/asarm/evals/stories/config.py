@@ -26,6 +26,11 @@ class StoriesConfig(InfillEvalConfig):
         f"variants, of {', '.join((*NAMED_SAMPLERS, PREFIX_ONLY, BAG))}; prefix-only does not see what comes after "
         "the gap, bag takes the sentences of another story",
     )
+    gap_capacity: int = option(
+        20,
+        "the most tokens of each masked sentence with gap_length model; none of the Story Cloze Test has more than 18 "
+        "of SmolLM2's",
+    )
     trials: int = option(5, "how often each gap is filled, with different seeds")
 
     def __post_init__(self) -> None:

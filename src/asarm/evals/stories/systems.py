@@ -21,11 +21,15 @@ from asarm.utils.errors import InputError
 class StoryGapLengthPolicy(GapLengthPolicy):
     """Lengths of masked sentences. Stories are short: one that a model does not take whole is an error."""
 
-    def __init__(self, task: str, every: Sequence[StoryExample], count: int, longest: int | None):
-        """count: the largest number of lengths that a search tries."""
+    def __init__(self, task: str, every: Sequence[StoryExample], count: int, longest: int | None, capacity: int):
+        """count: the largest number of lengths that a search tries. capacity: of each masked sentence."""
         first, after = TASKS[task]
         distribution = LengthDistribution.fit([story.visible for story in every])
-        super().__init__(every, longest, lambda story: distribution.proposals(story.visible, after - first, count))
+
+        def propose(story: InfillExample) -> list[int]:
+            return distribution.proposals(story.visible, after - first, count)
+
+        super().__init__(every, longest, propose, capacity * (after - first))
 
     def fitting(self, example: InfillExample, lengths: list[int]) -> list[int]:
         """Those with which the whole story is not too long for the model."""
@@ -49,7 +53,7 @@ def story_systems(config: StoriesConfig, stories: list[Story]) -> list[InfillSys
         for task in dict.fromkeys(config.tasks):
             every = [make_example(story, task, codec) for story in stories]
             chosen[task] = every[: config.max_items or None]
-            policies[task] = StoryGapLengthPolicy(task, every, config.proposals, longest)
+            policies[task] = StoryGapLengthPolicy(task, every, config.proposals, longest, config.gap_capacity)
         return chosen, policies
 
     def bag(example: StoryExample, task: str, trial: int) -> str:
