@@ -65,7 +65,10 @@ def main() -> None:
             error = gap.std(ddof=1) / len(gap) ** 0.5
             print(f"| {rate} | {name} | {score.mean():.3f} | {gap.mean():+.4f} ± {error:.4f} |", flush=True)
     decoded = torch.from_numpy(evenly(chosen, arguments.num_decoded)).long()
-    samplers = {"assd": SamplerConfig(k=arguments.k), "fused": SamplerConfig("fused", draft="blind", k=arguments.k)}
+    samplers = {
+        "assd": SamplerConfig(draft="blind", k=arguments.k),
+        "fused": SamplerConfig("fused", draft="blind", k=arguments.k),
+    }
     print(f"\n| masked | model | sampler | tokens per NFE, k={arguments.k} | acceptance by index |")
     print("| --- | --- | --- | ---: | --- |")
     for rate in (0.5, 0.95):

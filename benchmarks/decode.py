@@ -35,7 +35,7 @@ from support.reference import RandomDraws, reference_assd, reference_sequential
 K = 5
 SAMPLERS = {
     "sequential": SamplerConfig(sampler="sequential"),
-    f"assd self, k={K}": SamplerConfig(k=K),
+    f"assd self, k={K}": SamplerConfig(draft="blind", k=K),
     f"assd ngram, k={K}": SamplerConfig(draft="ngram", k=K),
 }
 

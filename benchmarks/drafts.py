@@ -3,11 +3,11 @@
     python benchmarks/drafts.py [--model tiny-text] [--texts 4] [--gaps 60]
 
 First table: the probability that a draft is accepted if all before it were, by the depth of the draft (how many tokens
-before its rank it is not shown): for drafts without a draft head (blind), drafts of the head, both mixed with bigram
-counts of the visible tokens (at the best of some shares), and two candidates a position instead of one. Positions are
-those whose left neighbour is known or drafted. Second table: sequences with one gap under other orders of its
-positions: nats a token under the joint of that order, the acceptance of blind drafts, and the tokens a call that
-`fused` would commit by it. In all tables tokens are those of the original sequence, not sampled ones.
+before its rank it is not shown): for drafts without a draft head (blind), drafts of the head unless it is recurrent,
+both mixed with bigram counts of the visible tokens (at the best of some shares), and two candidates a position instead
+of one. Positions are those whose left neighbour is known or drafted. Second table: sequences with one gap under other
+orders of its positions: nats a token under the joint of that order, the acceptance of blind drafts, and the tokens a
+call that `fused` would commit by it. In all tables tokens are those of the original sequence, not sampled ones.
 """
 
 import argparse
@@ -94,8 +94,9 @@ def acceptances(model: AnyOrderModel, task: Task, window: int) -> dict[str, torc
         drafts = drafts_of(model, tokens, rank_order(given, target), window)
         drafts = Drafts(*(part[drafts.has_left] for part in drafts))
         p, distributions = drafts.joint, {"blind": drafts.blind}
-        if model.draft_head is not None:
-            distributions["head"] = model.logits(model.follow(drafts.states, drafts.left)).softmax(-1)
+        if model.draft_head is not None and not model.draft_head.recurrent:
+            moved = model.follow(drafts.states, drafts.left, drafts.states)  # it reads the first two alone
+            distributions["head"] = model.logits(moved).softmax(-1)
         table = bigram_distribution(
             tokens.expand(len(p), -1), drafts.known, drafts.left, drafts.has_left, model.config.vocab_size
         )

@@ -39,7 +39,7 @@ from asarm.utils.provenance import provenance
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ROOT / "src/asarm/eval_datasets"
 
-ASSD = SamplerConfig(k=5)
+ASSD = SamplerConfig(draft="blind", k=5)  # the paper's, without a draft head
 FUSED = SamplerConfig(sampler="fused", draft="blind", k=4)
 BLOCK = replace(FUSED, coupling="block")
 HEAD = replace(BLOCK, draft="self")

@@ -93,6 +93,7 @@ EXACT = [
     {"sampler": "fused", "k": 4, "adaptive": True},
     {"sampler": "assd", "k": 3, "draft_temperature": 0.3},
     {"sampler": "fused", "coupling": "block", "k": 3, "draft_temperature": 2.0},
+    {"sampler": "assd", "draft": "blind", "coupling": "residual", "k": 3},
 ]
 
 
@@ -125,10 +126,11 @@ def test_exact_samplers_at_temperature_1(problem, settings):
     assert min(p_values) > 0.001, p_values
 
 
-@pytest.mark.parametrize("settings", cases([EXACT[0], EXACT[2], *EXACT[6:9], EXACT[10]], EXACT[0]))
-@pytest.mark.parametrize("backbone", [tiny_xlnet, tiny_llama])
-def test_exact_samplers_on_other_backbones(backbone, settings):
-    model, *rows = ragged_problem(backbone(VOCABULARY + 1, draft_head=8))
+@pytest.mark.parametrize("settings", cases([EXACT[0], EXACT[2], *EXACT[6:9], EXACT[10]], EXACT[0], EXACT[6]))
+@pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])
+def test_exact_samplers_with_recurrent_heads(backbone, settings):
+    """On all backbones; the head drafts three of the four tokens only."""
+    model, *rows = ragged_problem(backbone(VOCABULARY + 1, draft_head=8, draft_recurrent=True, draft_vocabulary=3))
     p_values = chi_square_p(model, rows, SamplerConfig(temperature=0.7, **settings))
     assert min(p_values) > 0.001, p_values
 

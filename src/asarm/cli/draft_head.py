@@ -18,6 +18,5 @@ def main(arguments: list[str]) -> None:
     config = from_options(DraftHeadConfig, **vars(options))
     quiet_libraries()
     results = train_draft_head(config)
-    print("held-out acceptance of drafts that lack 1, 2, ... tokens before their positions")
-    for name, values in results.items():
-        print(f"{name:8} the head: " + " ".join(f"{value:.3f}" for value in values))
+    print("held-out acceptance of the first, second, ... draft of a window, if those before it were accepted")
+    print(" ".join(f"{value:.3f}" for value in results))

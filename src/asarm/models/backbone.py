@@ -26,7 +26,8 @@ def check_settings(config: Any, *sizes: str) -> None:
 
     sizes: names of the settings that count layers, heads, or the width of something.
     """
-    check_at_least(config, draft_head=0, initializer_range=0, **dict.fromkeys(("vocab_size", "n_positions", *sizes), 1))
+    check_at_least(config, **dict.fromkeys(("vocab_size", "n_positions", *sizes), 1))
+    check_at_least(config, draft_head=0, draft_vocabulary=0, initializer_range=0)
     for name, least in (("mask_token_id", 0), ("n_tokens", 1), ("gap_end_token_id", 0)):
         value = getattr(config, name)
         check(
@@ -44,9 +45,10 @@ class AnyOrderModel(PreTrainedModel):
 
     Its config has `vocab_size`, `n_positions` (of the longest sequence), `mask_token_id`, `n_tokens` (rows of the
     vocabulary that belong to tokens, the first ones; None if all do), `gap_end_token_id` (None for models that fill
-    gaps of known length only) and `draft_head`.
+    gaps of known length only), `draft_head`, `draft_recurrent` and `draft_vocabulary`.
 
-    draft_head: None, or the draft head whose hidden width is config.draft_head.
+    draft_head: None, or the draft head whose hidden width is config.draft_head. It drafts only tokens with ids below
+    config.draft_vocabulary (0 for all), which in most vocabularies are the most frequent ones, and the end of a gap.
     """
 
     supports_gradient_checkpointing = True
@@ -58,7 +60,9 @@ class AnyOrderModel(PreTrainedModel):
         The head is trained by itself (`asarm.training.draft_head`), with the network frozen.
         """
         hidden = self.config.draft_head
-        self.draft_head = DraftHead(width, hidden).requires_grad_(False) if hidden else None
+        self.draft_head = (
+            DraftHead(width, hidden, self.config.draft_recurrent).requires_grad_(False) if hidden else None
+        )
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -109,18 +113,37 @@ class AnyOrderModel(PreTrainedModel):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final states [..., E] -> logits [..., V], -inf for ids that are never sampled."""
-        logits = small_batch_linear(hidden, *self.output_layer())
+        return self.without_never_sampled(small_batch_linear(hidden, *self.output_layer()))
+
+    def without_never_sampled(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits [..., V], which are changed, with -inf for ids that are never sampled."""
         for ids in self.never_sampled():
             logits[..., ids] = float("-inf")
         return logits
 
-    def follow(self, states: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    def follow(self, states: torch.Tensor, left: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
         """Final states [B, Q, E] of drafting queries, conditioned on the tokens [B, Q] to their left: [B, Q, E].
 
-        For models that have a draft head.
+        previous: [B, Q, E], the states that those tokens were drawn from. For models that have a draft head.
         """
         assert self.draft_head is not None
-        return self.draft_head(states, self.get_input_embeddings()(left))
+        return self.draft_head(states, self.get_input_embeddings()(left), previous)
+
+    def draft_logits(self, states: torch.Tensor) -> torch.Tensor:
+        """States [..., E] of the draft head -> logits [..., V], -inf for ids that are not drafted.
+
+        Reading the whole output layer for each draft would cost more than the head does.
+        """
+        weight, bias = self.output_layer()
+        logits = states.new_full((*states.shape[:-1], len(weight)), float("-inf"))
+        for ids in self.drafted():
+            logits[..., ids] = small_batch_linear(states, weight[ids], None if bias is None else bias[ids])
+        return self.without_never_sampled(logits)
+
+    def drafted(self) -> list[slice]:
+        """Ids of the tokens that the draft head drafts, but for those that are never sampled."""
+        count, end = self.config.draft_vocabulary or self.config.vocab_size, self.config.gap_end_token_id
+        return [slice(count)] if end is None or end < count else [slice(count), slice(end, end + 1)]
 
     def forward(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """One function evaluation: logits [B, Q, V] of the queries. Arguments as in `hidden`."""

@@ -108,9 +108,13 @@ class CompiledModel:
         """As in `AnyOrderModel`."""
         return self.model.draft_head
 
-    def follow(self, states: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    def draft_logits(self, states: torch.Tensor) -> torch.Tensor:
         """As in `AnyOrderModel`."""
-        return self.model.follow(states, left)
+        return self.model.draft_logits(states)
+
+    def follow(self, states: torch.Tensor, left: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """As in `AnyOrderModel`."""
+        return self.model.follow(states, left, previous)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """As in `AnyOrderModel`."""

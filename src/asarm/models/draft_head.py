@@ -2,8 +2,10 @@
 
 The drafts of a window are made in one call of the network, so none of them depends on those before it. Once the token
 to the left is drawn, this head shifts the query's final state by it: two small matrices instead of another call of the
-network (compare Domino, arXiv 2605.29707). Drafts may have any distribution, so the head changes the speed of decoding
-and never what is sampled.
+network (compare Domino, arXiv 2605.29707). A recurrent head needs no query of its own: it makes the state from the
+token to the left and the state that this was drawn from, its own of the draft before or the verifying query's (compare
+Hydra, arXiv 2402.05109). Drafts may have any distribution, so the head changes the speed of decoding and never what is
+sampled.
 """
 
 import torch
@@ -14,14 +16,29 @@ from asarm.models.ops import small_batch_linear
 
 
 class DraftHead(nn.Module):
-    """A two-layer perceptron with a residual connection. width: of the model. hidden: of the head."""
+    """A two-layer perceptron with residual connections. width: of the model. hidden: of the head."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, recurrent: bool):
         super().__init__()
+        self.recurrent = recurrent
         self.fc = nn.Linear(2 * width, hidden)
         self.proj = nn.Linear(hidden, width)
+        if recurrent:
+            self.kept = nn.Parameter(torch.zeros(2, width))  # shares of the two inputs in the result
 
-    def forward(self, states: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        """Final states [..., E] of queries, and embeddings [..., E] of the tokens to their left -> states [..., E]."""
-        hidden = small_batch_linear(torch.cat((states, left), dim=-1), self.fc.weight, self.fc.bias)
-        return states + small_batch_linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias)
+    def forward(self, states: torch.Tensor, left: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """States [..., E] for positions, given embeddings `left` [..., E] of the tokens to their left.
+
+        states: [..., E], final ones of their drafting queries; recurrent heads do not read them, but
+        previous: [..., E], the states that the tokens to the left were drawn from.
+        """
+        if not self.recurrent:
+            return states + self.perceptron(states, left)
+        # The two differ in scale.
+        left, previous = (F.rms_norm(part, part.shape[-1:]) for part in (left, previous))
+        return self.kept[0] * left + self.kept[1] * previous + self.perceptron(left, previous)
+
+    def perceptron(self, *parts: torch.Tensor) -> torch.Tensor:
+        """Two inputs [..., E] -> [..., E]."""
+        hidden = small_batch_linear(torch.cat(parts, dim=-1), self.fc.weight, self.fc.bias)
+        return small_batch_linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias)

@@ -45,6 +45,8 @@ class AnyOrderGPT2Config(PretrainedConfig):
     n_tokens: int | None = None
     gap_end_token_id: int | None = None
     draft_head: int = 0
+    draft_recurrent: bool = False
+    draft_vocabulary: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

@@ -61,6 +61,8 @@ class AnyOrderLlamaConfig(PretrainedConfig):
     n_tokens: int | None = None
     gap_end_token_id: int | None = None
     draft_head: int = 0
+    draft_recurrent: bool = False
+    draft_vocabulary: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")

@@ -140,9 +140,9 @@ def merged(name: str | Path, folder: Path, config: PreTrainedConfig) -> AnyOrder
         add_adapter(model, adapter)
     except InputError as error:
         raise InputError(f"cannot load the base of {name}, which {folder / ADAPTER_CONFIG} names: {error}") from error
-    if model.config.draft_head != config.draft_head:
-        model.config.draft_head = config.draft_head
-        model.add_draft_head(model.config.hidden_size)
+    for setting in ("draft_head", "draft_recurrent", "draft_vocabulary"):
+        setattr(model.config, setting, getattr(config, setting))
+    model.add_draft_head(model.config.hidden_size)
     load_adapter(model, folder, name)
     merge_adapter(model)
     model.config.white_space = getattr(config, "white_space", None)

@@ -2,8 +2,7 @@
 
 Post-LN blocks with the relative attention of Transformer-XL (arXiv 1901.02860) and XLNet's two streams (arXiv
 1906.08237). Row i scores key j by (q_i + r_w) . k_j + (q_i + r_r) . (sinusoid(pos_i - pos_j) W_r). The sinusoids of all
-offsets are projected once; each row is scored against all offsets, and picks the scores of those of its keys. There is
-no segment term, as no segments are given.
+offsets are projected once; each row is scored against all offsets, and picks those of its keys. There are no segments.
 
 Tokens come in rank order (see `asarm.models.rank_order`). Parameters have the names and shapes of `transformers`'
 `XLNetLMHeadModel`: the same checkpoints serve both.
@@ -41,6 +40,8 @@ class AnyOrderXLNetConfig(XLNetConfig):
     n_tokens: int | None = None
     gap_end_token_id: int | None = None
     draft_head: int = 0
+    draft_recurrent: bool = False
+    draft_vocabulary: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

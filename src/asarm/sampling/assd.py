@@ -1,4 +1,4 @@
-"""Any-subset speculative decoding (ASSD), drafted by the model itself or by an n-gram table.
+"""Any-subset speculative decoding (ASSD), drafted by the model itself, by its draft head, or by an n-gram table.
 
 Guo & Ermon, arXiv 2504.20456, algorithm 1: draft k tokens, evaluate them under the joint in one function evaluation,
 verify, and commit those that are accepted.
@@ -13,6 +13,7 @@ import torch
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
+from asarm.sampling.drafting import draft_by_head, drafts_by_head
 from asarm.sampling.result import SampleResult
 from asarm.sampling.verification import DraftWindow
 from asarm.tokenization.batch import InfillBatch
@@ -23,7 +24,7 @@ def sample_assd(
 ) -> SampleResult:
     """Exact when tolerance is 0; NFE <= targets. Arguments as in `asarm.sampling.sample`."""
     state = DecodeState(model, batch, config, seeds, trace, window=config.k, lookahead=config.k)
-    draft, evaluate = (_self_draft, _evaluate_self) if config.draft == "self" else (_ngram_draft, _evaluate_ngram)
+    draft, evaluate = (_ngram_draft, _evaluate_ngram) if config.draft == "ngram" else (_self_draft, _evaluate_self)
     while state.unfinished:
         window = draft(state)
         log_p, evaluations = evaluate(state, window)
@@ -35,13 +36,21 @@ def sample_assd(
 def _self_draft(state: DecodeState) -> DraftWindow:
     """Drafts by the model, for all positions of the window in parallel: one function evaluation.
 
-    The first is drawn from its target distribution, whatever the temperature of drafts.
+    The first is drawn from its target distribution, whatever the temperature of drafts. A draft head moves the states
+    of the others.
     """
     size = state.remaining.clamp(max=state.config.k)  # [B]
     ranks = state.next_ranks(int(size.max()))  # [B, K]
     positions = state.positions.gather(1, ranks)
     sampler = state.token_sampler(positions)
     states = state.query_states(state.decoded, ranks, state.decoded[:, None].expand_as(ranks))  # [B, K, E]
+    if drafts_by_head(state):
+        log_p = state.log_probs(states[:, :1], ranks[:, :1])
+        first = sampler.draw(log_p, slice(1))
+        state.write_drafts(ranks[:, :1], first)
+        drafts, log_q = draft_by_head(state, sampler, ranks[:, 1:], states[:, 1:], states[:, :1], first=1)
+        drafts, log_q = torch.cat((first, drafts), dim=1), torch.cat((log_p, log_q), dim=1)
+        return state.draft_window(drafts, size, log_q, positions, sampler)
     log_q = state.draft_log_probs(states, ranks)  # [B, K, V]
     if state.config.draft_temperature is not None:
         log_q[:, :1] = state.log_probs(states[:, :1], ranks[:, :1])

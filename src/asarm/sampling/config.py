@@ -14,7 +14,7 @@ class SamplerConfig:
 
     sampler: str = option("assd", "sequential, assd, fused or parallel (the last is not exact)")
     draft: str = option(
-        "self", "what drafts: self (the model), ngram (assd: a bigram table), blind (fused: no draft head)"
+        "self", "what drafts: self (the model, by its draft head if it has one), blind (without), ngram (assd: a table)"
     )
     coupling: str = option(
         "", "verification rule for drafts: residual, block or gumbel; the default is residual, and gumbel with adaptive"
@@ -40,7 +40,6 @@ class SamplerConfig:
             self.sampler != "fused" or self.draft != "ngram",
             "fused drafts by the model, self or blind; ngram is for sampler assd",
         )
-        check(self.sampler == "fused" or self.draft != "blind", "draft blind (without draft head) is for fused only")
         check(self.k >= 1, f"k must be at least 1, not {self.k}")
         check(not self.adaptive or self.sampler == "fused", "adaptive needs the fused sampler")
         check(

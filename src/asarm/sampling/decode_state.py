@@ -101,14 +101,15 @@ class DecodeState:
     def log_probs(self, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
         """Log-probs (float32) of the tokens at ranks [B, Q], by the final states of their queries: [B, Q, E] ->
         [B, Q, V]."""
-        return self._log_softmax(states, ranks, self.config.temperature)
+        return self._log_softmax(self.model.logits(states), ranks, self.config.temperature)
 
-    def draft_log_probs(self, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-        """As `log_probs`, of what tokens are drafted from."""
-        return self._log_softmax(states, ranks, self.config.draft_temperature or self.config.temperature)
+    def draft_log_probs(self, states: torch.Tensor, ranks: torch.Tensor, by_head: bool = False) -> torch.Tensor:
+        """As `log_probs`, of what tokens are drafted from. by_head: the states are those of the draft head."""
+        logits = self.model.draft_logits(states) if by_head else self.model.logits(states)
+        return self._log_softmax(logits, ranks, self.config.draft_temperature or self.config.temperature)
 
-    def _log_softmax(self, states: torch.Tensor, ranks: torch.Tensor, temperature: float) -> torch.Tensor:
-        logits = self.model.logits(states).float() / temperature
+    def _log_softmax(self, logits: torch.Tensor, ranks: torch.Tensor, temperature: float) -> torch.Tensor:
+        logits = logits.float() / temperature
         return torch.log_softmax(exclude_gap_end(logits, self.may_end.gather(1, ranks), self.gap_end), dim=-1)
 
     def query_log_probs(

@@ -3,8 +3,9 @@
 Where the next window begins depends on how many drafts will be accepted, so each evaluation also asks for the window
 after every possible number a of them: the ranks after rank n + a, seen from the first n + a ranks. Such a query does
 not see the token at rank n + a, which is drawn when the evaluation is done, nor the other drafts of its window; a draft
-head, if the model has one, supplies the nearest of these. A draft depends on nothing but tokens that are decided or
-drafted before it, so verification leaves exactly the target distribution.
+head, if the model has one, supplies the nearest of these. A recurrent head needs drafting queries only where the rank
+before is not the left neighbour; they see the first n ranks, and serve whatever a is. A draft depends on nothing but
+tokens that are decided or drafted before it, so verification leaves exactly the target distribution.
 
 Shapes: B rows, W drafts in the window, K = W + 1 verified columns (the drafts and the rank after them), Q drafting
 queries, E width of states, V vocabulary.
@@ -20,6 +21,7 @@ import torch
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
+from asarm.sampling.drafting import draft_by_head, drafts_by_head
 from asarm.sampling.result import SampleResult
 from asarm.sampling.verification import DraftWindow
 from asarm.tokenization.batch import InfillBatch
@@ -50,13 +52,15 @@ class FixedWindow:
 
 @dataclass
 class DraftStates:
-    """What the next window is drafted from: size [B] int64, its drafts, and states [B, at least W, E] of their queries.
+    """What the next window is drafted from.
 
-    States past a row's size are ignored.
+    size: [B] int64, its drafts. states: [B, at least W, E], of their queries; those past a row's size are ignored.
+    previous: [B, 1, E], the state that the token before the window was drawn from.
     """
 
     size: torch.Tensor
     states: torch.Tensor
+    previous: torch.Tensor
 
 
 def sample_fused(
@@ -88,24 +92,24 @@ def fused_state(
 
 def no_drafts(state: DecodeState) -> DraftStates:
     """Before the first function evaluation there is nothing to draft from."""
-    return DraftStates(torch.zeros_like(state.decoded), torch.empty(0))
+    return DraftStates(torch.zeros_like(state.decoded), torch.empty(0), torch.empty(0))
 
 
 def fused_step(state: DecodeState, draft_states: DraftStates, policy: WindowPolicy) -> DraftStates:
     """One iteration: draft, evaluate, verify, commit. Returns the states from which the next window is drafted."""
     window = _draft(state, draft_states)
     columns = window.tokens.shape[1]  # K
-    next_sizes = _next_sizes(state, columns, policy.k)
-    states = _evaluate(state, window.size, next_sizes)  # [B, K + Q, E]
+    queries = _drafting_queries(state, columns, policy.k)
+    states = _evaluate(state, window.size, columns, queries)  # [B, K + Q, E]
     log_p = state.log_probs(states[:, :columns], state.next_ranks(columns))  # [B, K, V]
     accepted, next_tokens = state.verify(window, log_p)  # [B] each
     policy.update(window.size, accepted)
-    next_states = _select(states[:, columns:], next_sizes, accepted)
+    new = _select(states, columns, queries, accepted)
     total = state.total
     kept = state.commit(window.tokens, window.size, accepted, next_tokens)  # [B'], rows that are left
     # Where a gap has ended early, what was prepared for the ranks after it is for none that are left.
-    size = next_states.size[kept].minimum(state.remaining).masked_fill(state.total < total[kept], 0)
-    return DraftStates(size, next_states.states[kept])
+    size = new.size[kept].minimum(state.remaining).masked_fill(state.total < total[kept], 0)
+    return DraftStates(size, new.states[kept], new.previous[kept])
 
 
 def _draft(state: DecodeState, draft_states: DraftStates) -> DraftWindow:
@@ -117,56 +121,78 @@ def _draft(state: DecodeState, draft_states: DraftStates) -> DraftWindow:
     sampler = state.token_sampler(positions)
     tokens = torch.zeros_like(ranks)
     log_q = torch.full((*ranks.shape, state.model.config.vocab_size), float("-inf"), device=ranks.device)
-    use_head = state.config.draft == "self" and state.model.draft_head is not None
-    step = 1 if use_head else max(width, 1)  # with a head one by one, each given the one before
-    for first in range(0, width, step):
-        columns = slice(first, first + step)
-        states = draft_states.states[:, columns]
-        if use_head:
-            states = _follow(state, states, ranks[:, columns])
-        log_q[:, columns] = state.draft_log_probs(states, ranks[:, columns])
-        tokens[:, columns] = sampler.draw(log_q[:, columns], columns)
-        state.write_drafts(ranks[:, columns], tokens[:, columns])
+    if width > 0:
+        drafts = slice(width)
+        states = draft_states.states[:, drafts]
+        if drafts_by_head(state):
+            tokens[:, drafts], log_q[:, drafts] = draft_by_head(
+                state, sampler, ranks[:, drafts], states, draft_states.previous
+            )
+        else:
+            log_q[:, drafts] = state.draft_log_probs(states, ranks[:, drafts])
+            tokens[:, drafts] = sampler.draw(log_q[:, drafts], drafts)
+            state.write_drafts(ranks[:, drafts], tokens[:, drafts])
     window = state.draft_window(tokens, size, log_q, positions, sampler)
     log_q.masked_fill_(~window.has_draft()[..., None], float("-inf"))  # in rows with fewer drafts
     return window
 
 
-def _follow(state: DecodeState, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-    """Draft states [B, 1, E] for ranks [B, 1], moved by the draft head where the rank before is the left neighbour."""
-    before = ranks - 1
-    adjacent = state.positions.gather(1, before) + 1 == state.positions.gather(1, ranks)  # [B, 1]
-    moved = state.model.follow(states, state.tokens.gather(1, before))
-    return torch.where(adjacent[..., None], moved, states)
+@dataclass
+class DraftingQueries:
+    """The queries of one evaluation that prepare the next window, for each number a = 0 .. W of accepted drafts.
 
-
-def _next_sizes(state: DecodeState, columns: int, k: int) -> list[int]:
-    """For each number a = 0 .. W of accepted drafts: how many drafts the window after them has at most.
-
-    It is k, or fewer where even the longest row has fewer ranks left after the a drafts and the token after those.
+    ranks, contexts: Q each, beyond the decided ranks n. sizes[a]: how many drafts the window after a accepted ones has
+    at most. starts[a]: where its queries begin in `places`, which has their numbers; where a draft needs none, any.
     """
+
+    ranks: list[int]
+    contexts: list[int]
+    sizes: list[int]
+    starts: list[int]
+    places: list[int]
+
+
+def _drafting_queries(state: DecodeState, columns: int, k: int) -> DraftingQueries:
+    """Queries for windows of k drafts, or fewer where even the longest row has fewer ranks left after the a accepted
+    drafts and the token after those."""
     remaining = int(state.remaining.max())
-    return [max(0, min(k, remaining - 1 - accepted)) for accepted in range(columns)]
+    sizes = [max(0, min(k, remaining - 1 - accepted)) for accepted in range(columns)]
+    if drafts_by_head(state) and state.model.config.draft_recurrent:
+        most = max(accepted + size for accepted, size in enumerate(sizes))
+        is_asked = _without_left(state, most)
+        ranks = [index + 1 for index in range(most) if is_asked[index]]
+        places = [max(0, count - 1) for count in accumulate(map(int, is_asked))]
+        return DraftingQueries(ranks, [0] * len(ranks), sizes, list(range(columns)), places)
+    ranks = [accepted + 1 + index for accepted, size in enumerate(sizes) for index in range(size)]
+    contexts = [accepted for accepted, size in enumerate(sizes) for _ in range(size)]
+    return DraftingQueries(ranks, contexts, sizes, [0, *accumulate(sizes)][:-1], list(range(len(ranks))))
 
 
-def _evaluate(state: DecodeState, size: torch.Tensor, next_sizes: list[int]) -> torch.Tensor:
+def _without_left(state: DecodeState, count: int) -> list[bool]:
+    """For each of the `count` ranks after the next: whether in any row the rank before is not its left neighbour."""
+    ranks = state.next_ranks(count + 1)
+    positions = state.positions.gather(1, ranks)
+    is_apart = (positions[:, 1:] != positions[:, :-1] + 1) & (ranks[:, 1:] < state.total[:, None])
+    return is_apart.any(0).tolist()
+
+
+def _evaluate(state: DecodeState, size: torch.Tensor, columns: int, queries: DraftingQueries) -> torch.Tensor:
     """The function evaluation of an iteration: final states [B, K + Q, E].
 
-    The first K verify the columns of the window. Then come, for each number a of accepted drafts, queries for the
-    next_sizes[a] ranks after the a-th column, which do not see its token.
+    The first K verify the columns of the window. Then come the drafting queries.
     """
-    verifying = list(range(len(next_sizes)))
-    ranks = verifying + [a + 1 + index for a, count in enumerate(next_sizes) for index in range(count)]
-    contexts = verifying + [a for a, count in enumerate(next_sizes) for _ in range(count)]
-    offsets = torch.tensor([ranks, contexts], dtype=torch.long, device=size.device)  # [2, K + Q]
+    verifying = list(range(columns))
+    offsets = torch.tensor([verifying + queries.ranks, verifying + queries.contexts], device=size.device)
     rank, context = state.decoded[:, None] + offsets[:, None]  # [B, K + Q] each
     return state.query_states(state.decoded + size, rank, context)
 
 
-def _select(states: torch.Tensor, next_sizes: list[int], accepted: torch.Tensor) -> DraftStates:
-    """Of the drafting states [B, Q, E] of all outcomes those of the actual one: accepted [B] drafts."""
-    starts = [0, *accumulate(next_sizes)][:-1]  # of each outcome's queries among the Q
-    size, start = torch.tensor([next_sizes, starts], device=accepted.device)[:, accepted]  # [B] each
+def _select(states: torch.Tensor, columns: int, queries: DraftingQueries, accepted: torch.Tensor) -> DraftStates:
+    """Of the states [B, K + Q, E] of an evaluation those that the actual outcome needs: accepted [B] drafts."""
+    size, start = torch.tensor([queries.sizes, queries.starts], device=accepted.device)[:, accepted]  # [B] each
     index = start[:, None] + torch.arange(int(size.max()), device=size.device)  # [B, W']
-    index = index.clamp(max=max(0, states.shape[1] - 1))
-    return DraftStates(size, states.gather(1, index[..., None].expand(-1, -1, states.shape[-1])))
+    places = torch.tensor(queries.places, dtype=torch.long, device=size.device)
+    places = columns + places[index.clamp(max=max(0, len(places) - 1))]
+    index = torch.cat((accepted[:, None], places), dim=1).clamp(max=states.shape[1] - 1)
+    found = states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
+    return DraftStates(size, found[:, 1:], found[:, :1])

@@ -1,21 +1,25 @@
 """Training of a draft head (`asarm.models.draft_head`) for a model that is not changed: minutes, not hours.
 
-The model's own conditionals are the teacher. A drafting query, to which the last 1..k tokens before its rank are not
-shown, gives the state that the head sees; the query to which all are shown gives the distribution p of its position;
-and the head's distribution q is fitted to p by their Kullback-Leibler divergence. (The probability of a rejection,
-1 - sum of min(p, q), is what counts, but it makes a worse loss.)
+The model's own conditionals are the teacher. A window of drafts begins after every target of a text: that token is
+drawn from the verifying query's state, and then come drafts, whose states the head makes from the token to the left and
+the state that this was drawn from. The head goes through the whole window, up to where the rank before is not the left
+neighbour, and the distribution q of each draft is fitted to the model's p by their Kullback-Leibler divergence. (The
+probability of a rejection, 1 - sum of min(p, q), is what counts, but it makes a worse loss.) The states of some batches
+are kept, and used many times: the network is what takes time.
 
-Shapes: B sequences, N tokens, D drafting queries a sequence, M of them in the batch that lack the token to their left,
-E width, V vocabulary.
+Shapes: B sequences, N tokens, T targets of the sequence with the most, M windows, W drafts of a window, E width, V
+tokens that are drafted.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from asarm.data.config import CorpusConfig
 from asarm.data.packed import LocalBatches, blocks, evenly, local_corpus
@@ -24,8 +28,8 @@ from asarm.models.backbone import AnyOrderModel
 from asarm.models.draft_head import DraftHead
 from asarm.models.load import load_on_device, model_folder, pick_device
 from asarm.models.rank_order import rank_order
-from asarm.objective.loss import LossConfig, draft_queries
-from asarm.objective.masking import MaskingPattern, training_targets
+from asarm.objective.masking import MaskingPattern, training_batch
+from asarm.objective.text_gaps import TextGaps
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check, check_at_least, flat, nested, option
 from asarm.utils.errors import InputError
@@ -35,8 +39,9 @@ from asarm.utils.provenance import provenance
 from asarm.utils.weights import ADAPTER_CONFIG
 
 logger = logging.getLogger(__name__)
-EVAL_BATCHES = 16
+EVAL_BATCHES = 8
 WARMUP_STEPS = 50
+WINDOWS = 192  # at most, of a step
 
 
 @dataclass
@@ -47,12 +52,16 @@ class DraftHeadConfig:
     model: str = option("", "the model, a folder or a Hub repository; it is not changed")
     revision: str | None = option(None, "branch, tag or commit of a Hub repository")
     output_dir: str = option("", "folder for the model with its draft head")
-    hidden: int = option(256, "hidden width of the head")
-    window: int = option(5, "drafting queries do not see the last 1 .. window tokens")
+    hidden: int = option(512, "hidden width of the head")
+    vocabulary: int = option(8192, "only tokens with lower ids are drafted (and the end of a gap); 0 for all")
+    window: int = option(4, "drafts of the windows that the head goes through")
     span_share: float = option(0.5, "share of the sequences whose masked tokens are one contiguous span")
+    gap_share: float = option(0.5, "share of the batches whose texts have gaps as `mask_gaps` makes them instead")
+    gap_spare: int = option(16, "most spare positions of gaps of unknown length, if the model knows such gaps")
+    batches: int = option(100, "different batches: their states are kept in memory, and used again and again")
     max_steps: int = option(1000, "optimiser steps")
-    batch_size: int = option(2, "sequences a step")
-    block_size: int = option(256, "tokens a sequence")
+    batch_size: int = option(8, "sequences of a batch")
+    block_size: int = option(128, "tokens a sequence")
     learning_rate: float = option(2e-3, "peak learning rate of AdamW; 50 steps of warm-up, then linear decay")
     logging_steps: int = option(50, "steps between lines of the log")
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
@@ -62,86 +71,132 @@ class DraftHeadConfig:
         check(bool(self.model), "no model given")
         check(bool(self.corpus.train_files), "no train_files given")
         check(bool(self.output_dir), "no output_dir given")
-        check_at_least(self, hidden=1, window=1, max_steps=1, batch_size=1, logging_steps=1, block_size=8, seed=0)
+        check_at_least(self, hidden=1, window=1, batches=1, max_steps=1, batch_size=1, logging_steps=1, block_size=8)
+        check_at_least(self, seed=0, vocabulary=0, gap_spare=0)
         check(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
-        check(0 <= self.span_share <= 1, f"span_share must lie in [0, 1], not {self.span_share}")
+        for name in ("span_share", "gap_share"):
+            check(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}")
+
+    def pattern(self, codec: TextCodec) -> MaskingPattern:
+        """The arrangement of targets in a sequence."""
+        return MaskingPattern(
+            self.span_share, gaps=TextGaps(codec, most_spare=self.gap_spare), gap_share=self.gap_share
+        )
 
 
 @dataclass
 class DistillationBatch:
-    """Drafting queries that lack the token to their left, flat over a batch, and what they should give.
+    """Windows of drafts, and what they should give.
 
-    drafting, joint: [M, E], final states of the drafting query, and of the query at the same position that lacks no
-    token. left: [M] int64, the token to the left. draft_depth: [M] int64, how many of the tokens before its rank the
-    drafting query lacks.
+    previous: [M, E], the state that the token before the window is drawn from. joint: [M, W, E], states of the
+    verifying queries of the drafts. log_normaliser: [M, W], of their distributions. left: [M, W] int64, the token to
+    the left. is_draft: [M, W] bool, false beyond the last target, and from the first position on whose left neighbour
+    is not of the window.
     """
 
-    drafting: torch.Tensor
+    previous: torch.Tensor
     joint: torch.Tensor
+    log_normaliser: torch.Tensor
     left: torch.Tensor
-    draft_depth: torch.Tensor
+    is_draft: torch.Tensor
+
+    def select(self, windows: torch.Tensor) -> "DistillationBatch":
+        """Some of the windows, by their indices or by a mask."""
+        return DistillationBatch(*(getattr(self, field.name)[windows] for field in fields(self)))
 
 
 @torch.no_grad()
 def distillation_batch(
-    model: AnyOrderModel, tokens: torch.Tensor, config: DraftHeadConfig, generator: torch.Generator
+    model: AnyOrderModel, tokens: torch.Tensor, pattern: MaskingPattern, window: int, generator: torch.Generator
 ) -> DistillationBatch:
-    """Drafting queries of sequences [B, N] int64 under random masks. generator: on the CPU."""
+    """Windows of sequences [B, N] int64 under random masks. generator: on the CPU."""
     rate = 0.1 + 0.89 * float(torch.rand((), generator=generator))
-    target = training_targets(tokens, rate, MaskingPattern(config.span_share), generator).to(tokens.device)
-    order = rank_order(~target, target)
-    ranks, contexts = draft_queries(order, LossConfig(draft_window=config.window + 1, draft_share=1), generator)
-    ranked = tokens.gather(1, order.order)  # [B, N]
-    both = torch.cat((ranks, ranks), dim=1)  # [B, 2 D]
+    tokens, given, target = training_batch(tokens, rate, pattern, generator)
+    order = rank_order(given, target)
+    prompt, length = order.prompt_length[:, None], order.length[:, None]  # [B, 1]
+    ranks = prompt + torch.arange(int((length - prompt).max()), device=tokens.device)  # [B, T]
+    is_target, ranks = ranks < length, ranks.minimum(length - 1)
+    ranked, positions = tokens.gather(1, order.order), order.order.gather(1, ranks)
+    seen = int(ranks.max())  # no query sees the token of the last rank
     states = model.hidden(
-        ranked[:, :-1],
-        order.order[:, :-1],
-        order.content_context()[:1, :-1],
-        order.order.gather(1, both),
-        torch.cat((contexts, ranks), dim=1),
-    )  # [B, 2 D, E]
-    drafting, joint = states.chunk(2, dim=1)
-    adjacent = order.order.gather(1, ranks - 1) + 1 == order.order.gather(1, ranks)  # [B, D]
-    left = ranked.gather(1, ranks - 1)
-    return DistillationBatch(*(part[adjacent] for part in (drafting, joint, left, ranks - contexts)))
+        ranked[:, :seen], order.order[:, :seen], order.content_context()[:, :seen].clamp(max=seen), positions, ranks
+    )  # [B, T, E]
+    log_normaliser = torch.stack([model.logits(row).float().logsumexp(-1) for row in states])  # [B, T]
+    before = (ranks - 1).clamp(min=0)
+    follows = is_target & (order.order.gather(1, before) + 1 == positions)
+    left = ranked.gather(1, before)
+    count = ranks.shape[1]
+    drafts = torch.arange(count)[:, None] + 1 + torch.arange(window)  # [T, W]
+    inside, drafts = (drafts < count).to(tokens.device), drafts.clamp(max=count - 1)
+    is_draft = (follows[:, drafts] & inside).cumprod(-1).bool()  # [B, T, W]
+    windows = (states, states[:, drafts], log_normaliser[:, drafts], left[:, drafts], is_draft)
+    batch = DistillationBatch(*(part.flatten(0, 1) for part in windows))
+    return batch.select(batch.is_draft[:, 0])
+
+
+class DraftedTokens(NamedTuple):
+    """Rows of the output layer for the tokens that are drafted: weight [V, E], bias [V] or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, model: AnyOrderModel) -> "DraftedTokens":
+        """Those of a model with a draft head."""
+        weight, bias = (None if part is None else part.detach() for part in model.output_layer())
+        assert weight is not None
+        is_drafted = torch.zeros(len(weight), dtype=torch.bool, device=weight.device)
+        for ids in model.drafted():
+            is_drafted[ids] = True
+        for ids in model.never_sampled():
+            is_drafted[ids] = False
+        return cls(weight[is_drafted], None if bias is None else bias[is_drafted])
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """States [..., E] -> logits [..., V] float32."""
+        return F.linear(states.to(self.weight.dtype), self.weight, self.bias).float()
 
 
 def log_probs(
-    model: AnyOrderModel, batch: DistillationBatch, use_head: bool = True
+    model: AnyOrderModel, batch: DistillationBatch, tokens: DraftedTokens
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of the teacher, and of the drafts with or without the head: [M, V] each."""
-    drafting = model.follow(batch.drafting, batch.left) if use_head else batch.drafting
-    teacher, draft = (torch.log_softmax(model.logits(states).float(), dim=-1) for states in (batch.joint, drafting))
-    return teacher, draft
+    """Log-probs of the teacher and of the head: [D, V] each, for all D drafts."""
+    head = cast(DraftHead, model.draft_head)
+    embedded = model.get_input_embeddings()(batch.left).float()  # [M, W, E]
+    state, states = batch.previous.float(), []
+    for column in range(batch.left.shape[1]):
+        state = head(state, embedded[:, column], state)
+        states.append(state)
+    teacher = tokens.logits(batch.joint[batch.is_draft]) - batch.log_normaliser[batch.is_draft][:, None]
+    return teacher, torch.log_softmax(tokens.logits(torch.stack(states, 1)[batch.is_draft]), dim=-1)
 
 
 def divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of log-probs [M, V]: [M], in nats. Both give the mask token probability 0."""
-    return (log_p.exp() * (log_p - log_q).masked_fill(log_p.isneginf(), 0.0)).sum(-1)
+    """Kullback-Leibler divergence of log-probs [D, V]: [D], in nats."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def acceptance(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """The probability [M] that a draft from q is accepted for p, if those before it were. Log-probs are [M, V]."""
+    """The probability [D] that a draft from q is accepted for p, if those before it were. Log-probs are [D, V]."""
     return torch.minimum(log_p, log_q).exp().sum(-1)
 
 
 @torch.no_grad()
-def mean_acceptance(model: AnyOrderModel, tokens: torch.Tensor, config: DraftHeadConfig) -> dict[str, list[float]]:
-    """Mean acceptance of drafts that lack 1, 2, ... tokens, without and with the head, on sequences [n, N]."""
-    generator = torch.Generator().manual_seed(config.seed)
-    batches = [distillation_batch(model, part, config, generator) for part in tokens.split(config.batch_size)]
-    draft_depth = torch.cat([batch.draft_depth for batch in batches])
-    result = {}
-    for name, use_head in (("without", False), ("with", True)):
-        values = torch.cat([acceptance(*log_probs(model, batch, use_head)) for batch in batches if len(batch.left)])
-        result[name] = [float(values[draft_depth == depth].mean()) for depth in draft_depth.unique().tolist()]
-    return result
+def mean_acceptance(model: AnyOrderModel, batches: list[DistillationBatch]) -> list[float]:
+    """Mean acceptance of the first, second, ... drafts of windows, if those before were accepted."""
+    tokens = DraftedTokens.of(model)
+    column = torch.cat([batch.is_draft.nonzero()[:, 1] for batch in batches])  # [D]
+    values = torch.cat([acceptance(*log_probs(model, batch, tokens)) for batch in batches])
+    return [float(values[column == index].mean()) for index in column.unique().tolist()]
 
 
-def add_head(model: AnyOrderModel, hidden: int) -> None:
-    """Give the model a new draft head, which at first changes nothing. Only the head requires gradients."""
+def add_head(model: AnyOrderModel, hidden: int, vocabulary: int) -> None:
+    """Give the model a new draft head, which at first drafts all tokens alike. Only the head requires gradients.
+
+    The head is in float32, whatever the model is. vocabulary: as in the config of the model.
+    """
     model.requires_grad_(False)
-    model.config.draft_head = hidden
+    model.config.draft_head, model.config.draft_recurrent, model.config.draft_vocabulary = hidden, True, vocabulary
     embedding = cast(torch.nn.Embedding, model.get_input_embeddings())
     model.add_draft_head(embedding.embedding_dim)
     head = cast(DraftHead, model.draft_head).to(model.device).requires_grad_(True)
@@ -149,34 +204,53 @@ def add_head(model: AnyOrderModel, hidden: int) -> None:
     torch.nn.init.zeros_(head.proj.bias)
 
 
-def fit_head(model: AnyOrderModel, training: np.ndarray, config: DraftHeadConfig) -> None:
-    """Train the model's draft head on blocks [n, N]."""
-    batches = LocalBatches(training, config.batch_size, config.seed, rank=0, ranks=1)
+def fit_head(model: AnyOrderModel, batches: list[DistillationBatch], config: DraftHeadConfig) -> None:
+    """Train the model's draft head on batches, which are taken in random order."""
     head = cast(DraftHead, model.draft_head)
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1.0) * (1 - step / config.max_steps)
     )
-    generator = torch.Generator().manual_seed(config.seed)
+    turns, tokens = np.random.default_rng(config.seed), DraftedTokens.of(model)
     accepted: list[float] = []
-    for step, tokens in zip(range(1, config.max_steps + 1), batches, strict=False):
-        batch = distillation_batch(model, as_tokens(tokens, model), config, generator)
-        if len(batch.left):
-            teacher, draft = log_probs(model, batch)
-            loss = divergence(teacher, draft).mean()
-            if not loss.isfinite():
-                raise FloatingPointError(f"at step {step} the loss became {loss:.4g}: try a lower learning_rate")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            accepted.append(float(acceptance(teacher, draft).detach().mean()))
+    for step in range(1, config.max_steps + 1):
+        batch = batches[turns.integers(len(batches))]
+        some = torch.from_numpy(turns.permutation(len(batch.left))[:WINDOWS])
+        teacher, draft = log_probs(model, batch.select(some.to(model.device)), tokens)
+        loss = divergence(teacher, draft).mean()
+        if not loss.isfinite():
+            raise FloatingPointError(f"at step {step} the loss became {loss:.4g}: try a lower learning_rate")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        accepted.append(float(acceptance(teacher, draft).detach().mean()))
         schedule.step()
-        if step % config.logging_steps == 0 and accepted:
+        if step % config.logging_steps == 0:
             logger.info("step %d: %.3f of the drafts accepted", step, sum(accepted) / len(accepted))
             accepted.clear()
 
 
-def train_draft_head(config: DraftHeadConfig) -> dict[str, list[float]]:
+def distilled(
+    model: AnyOrderModel, batches: Iterable[np.ndarray], count: int, config: DraftHeadConfig, codec: TextCodec
+) -> list[DistillationBatch]:
+    """The first `count` of some batches of blocks [B, N], less those without any draft.
+
+    Raises InputError if there is no draft at all.
+    """
+    generator, pattern = torch.Generator().manual_seed(config.seed), config.pattern(codec)
+    found = []
+    for number, tokens in zip(range(1, count + 1), batches, strict=False):
+        batch = distillation_batch(model, as_tokens(tokens, model), pattern, config.window, generator)
+        if len(batch.left):
+            found.append(batch)
+        if number % config.logging_steps == 0:
+            logger.info("batch %d of %d read", number, count)
+    if not found:
+        raise InputError("none of the texts has two masked tokens side by side: give more, or a larger span_share")
+    return found
+
+
+def train_draft_head(config: DraftHeadConfig) -> list[float]:
     """Train a head, write the model with it to output_dir, and return `mean_acceptance` on held-out sequences.
 
     Raises InputError if output_dir is not empty, another process is writing it, or model or data cannot be loaded.
@@ -188,16 +262,22 @@ def train_draft_head(config: DraftHeadConfig) -> dict[str, list[float]]:
         return _train_and_write(output, config)
 
 
-def _train_and_write(output: Path, config: DraftHeadConfig) -> dict[str, list[float]]:
+def _train_and_write(output: Path, config: DraftHeadConfig) -> list[float]:
     torch.manual_seed(config.seed)
-    model, codec = load_on_device(config.model, config.revision, "auto", pick_device(config.device), "float32")
+    is_adapter = (model_folder(config.model, config.revision, weights=False) / ADAPTER_CONFIG).is_file()
+    dtype = "auto" if is_adapter else "float32"  # others are written as a whole
+    model, codec = load_on_device(config.model, config.revision, "auto", pick_device(config.device), dtype)
     longest = model.config.n_positions
     check(config.block_size <= longest, f"block_size={config.block_size} is over the model's {longest} positions")
-    add_head(model, config.hidden)
+    add_head(model, config.hidden, config.vocabulary)
     training, held_out = (blocks(stream, config.block_size) for stream in local_corpus(config.corpus, codec))
-    fit_head(model, training, config)
     some = evenly(held_out, EVAL_BATCHES * config.batch_size)
-    results = mean_acceptance(model, as_tokens(some, model), config)
+    size = config.batch_size
+    held_out_batches = [some[first : first + size] for first in range(0, len(some), size)]
+    evaluated = distilled(model, held_out_batches, EVAL_BATCHES, config, codec)
+    batches = LocalBatches(training, size, config.seed, rank=0, ranks=1)
+    fit_head(model, distilled(model, batches, config.batches, config, codec), config)
+    results = mean_acceptance(model, evaluated)
     write_whole(output, lambda path: _write(path, model, codec, config, results))
     return results
 
@@ -207,9 +287,7 @@ def as_tokens(blocks: np.ndarray, model: AnyOrderModel) -> torch.Tensor:
     return torch.from_numpy(blocks.astype("int64")).to(model.device)
 
 
-def _write(
-    path: Path, model: AnyOrderModel, codec: TextCodec, config: DraftHeadConfig, results: dict[str, list[float]]
-) -> None:
+def _write(path: Path, model: AnyOrderModel, codec: TextCodec, config: DraftHeadConfig, results: list[float]) -> None:
     folder = model_folder(config.model, config.revision)
     if (folder / ADAPTER_CONFIG).is_file():
         save_with_draft_head(folder, model, path)
