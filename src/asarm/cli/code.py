@@ -61,7 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samplers": ["sequential", "fused", "assd-self", PREFIX_ONLY, *BASELINES],
         "samples_per_task": 1,
         "temperature": 0.2,
-        "gap_length": ["oracle", "search"],
+        "gap_length": ["oracle", "search", "model"],
         "length_sampler": "sequential",
         "proposals": 4,
         "device": "cpu",

@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "samplers": ["sequential", "fused", "assd-self", PREFIX_ONLY, BAG],
         "trials": 1,
         "length_sampler": "sequential",
-        "gap_length": ["oracle", "search", "median"],
+        "gap_length": ["oracle", "search", "model"],
         "proposals": 4,
         "device": "cpu",
     },
