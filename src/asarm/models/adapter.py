@@ -158,12 +158,17 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def active_adapter_config(model: AnyOrderModel) -> AdapterConfig:
+    """The config of a model's adapters."""
+    config: Any = model.peft_config
+    return config[ACTIVE]
+
+
 def save_adapter(model: AnyOrderModel, folder: Path, dtype: torch.dtype) -> None:
     """Write config and adapter of a model with adapters into a folder, which is made. dtype: of the tensors written."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    config: Any = model.peft_config
-    values = config[ACTIVE].to_dict() | {"inference_mode": True}
+    values = active_adapter_config(model).to_dict() | {"inference_mode": True}
     write_json(folder / ADAPTER_CONFIG, {key: sorted(v) if isinstance(v, set) else v for key, v in values.items()})
     write_tensors(adapter_parameters(model), folder, dtype)
 

@@ -123,12 +123,21 @@ class AsArm:
 
 
 def merged(name: str | Path, folder: Path, config: PreTrainedConfig) -> AnyOrderModel:
-    """The base of an adapter with the adapter merged into it, in float32.
+    """The base of an adapter with the adapter merged into it; else as `adapted`."""
+    from asarm.models.adapter import merge_adapter
+
+    model = adapted(name, folder, config)
+    merge_adapter(model)
+    return model.eval()
+
+
+def adapted(name: str | Path, folder: Path, config: PreTrainedConfig) -> AnyOrderModel:
+    """The base of an adapter with the adapter beside its weights, in float32.
 
     name, folder, config: of the adapter; its folder also names the base. Raises InputError when that is missing, or is
     not the model that the adapter was trained for, and when the adapter is damaged.
     """
-    from asarm.models.adapter import add_adapter, check_base, load_adapter, merge_adapter, read_adapter_config
+    from asarm.models.adapter import add_adapter, check_base, load_adapter, read_adapter_config
 
     adapter = read_adapter_config(folder)
     base, revision = str(adapter.base_model_name_or_path), adapter.revision
@@ -144,9 +153,8 @@ def merged(name: str | Path, folder: Path, config: PreTrainedConfig) -> AnyOrder
         setattr(model.config, setting, getattr(config, setting))
     model.add_draft_head(model.config.hidden_size)
     load_adapter(model, folder, name)
-    merge_adapter(model)
     model.config.white_space = getattr(config, "white_space", None)
-    return model.eval()
+    return model
 
 
 def fit_to_tokenizer(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:

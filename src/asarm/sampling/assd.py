@@ -13,7 +13,7 @@ import torch
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
-from asarm.sampling.drafting import draft_by_head, drafts_by_head
+from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
 from asarm.sampling.result import SampleResult
 from asarm.sampling.verification import DraftWindow
 from asarm.tokenization.batch import InfillBatch
@@ -43,12 +43,14 @@ def _self_draft(state: DecodeState) -> DraftWindow:
     ranks = state.next_ranks(int(size.max()))  # [B, K]
     positions = state.positions.gather(1, ranks)
     sampler = state.token_sampler(positions)
-    states = state.query_states(state.decoded, ranks, state.decoded[:, None].expand_as(ranks))  # [B, K, E]
+    asked = ranks[:, :1] if _needs_first_query_only(state, ranks.shape[1]) else ranks
+    states = state.query_states(state.decoded, asked, state.decoded[:, None].expand_as(asked))  # [B, K or 1, E]
     if drafts_by_head(state):
         log_p = state.log_probs(states[:, :1], ranks[:, :1])
         first = sampler.draw(log_p, slice(1))
         state.write_drafts(ranks[:, :1], first)
-        drafts, log_q = draft_by_head(state, sampler, ranks[:, 1:], states[:, 1:], states[:, :1], first=1)
+        later = states[:, 1:] if len(asked[0]) > 1 else states.expand(-1, ranks.shape[1] - 1, -1)  # then not read
+        drafts, log_q = draft_by_head(state, sampler, ranks[:, 1:], later, states[:, :1], first=1)
         drafts, log_q = torch.cat((first, drafts), dim=1), torch.cat((log_p, log_q), dim=1)
         return state.draft_window(drafts, size, log_q, positions, sampler)
     log_q = state.draft_log_probs(states, ranks)  # [B, K, V]
@@ -57,6 +59,11 @@ def _self_draft(state: DecodeState) -> DraftWindow:
     drafts = sampler.draw(log_q)
     state.write_drafts(ranks, drafts)
     return state.draft_window(drafts, size, log_q, positions, sampler)
+
+
+def _needs_first_query_only(state: DecodeState, count: int) -> bool:
+    """Whether the first of the next `count` ranks is the only one that a draft asks the network for."""
+    return drafts_by_recurrent_head(state) and not any(without_left(state, count - 1))
 
 
 def _evaluate_self(state: DecodeState, window: DraftWindow) -> tuple[torch.Tensor, torch.Tensor]:

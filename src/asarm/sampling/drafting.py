@@ -14,6 +14,19 @@ def drafts_by_head(state: DecodeState) -> bool:
     return state.config.draft == "self" and state.model.draft_head is not None
 
 
+def drafts_by_recurrent_head(state: DecodeState) -> bool:
+    """Whether that head needs no drafting queries but for ranks whose left neighbour is not the rank before."""
+    return drafts_by_head(state) and state.model.config.draft_recurrent
+
+
+def without_left(state: DecodeState, count: int) -> list[bool]:
+    """For each of the `count` ranks after the next: whether in any row the rank before is not its left neighbour."""
+    ranks = state.next_ranks(count + 1)
+    positions = state.positions.gather(1, ranks)
+    is_apart = (positions[:, 1:] != positions[:, :-1] + 1) & (ranks[:, 1:] < state.total[:, None])
+    return is_apart.any(0).tolist()
+
+
 def draft_by_head(
     state: DecodeState,
     sampler: TokenSampler,

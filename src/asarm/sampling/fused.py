@@ -21,7 +21,7 @@ import torch
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
-from asarm.sampling.drafting import draft_by_head, drafts_by_head
+from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
 from asarm.sampling.result import SampleResult
 from asarm.sampling.verification import DraftWindow
 from asarm.tokenization.batch import InfillBatch
@@ -157,23 +157,15 @@ def _drafting_queries(state: DecodeState, columns: int, k: int) -> DraftingQueri
     drafts and the token after those."""
     remaining = int(state.remaining.max())
     sizes = [max(0, min(k, remaining - 1 - accepted)) for accepted in range(columns)]
-    if drafts_by_head(state) and state.model.config.draft_recurrent:
+    if drafts_by_recurrent_head(state):
         most = max(accepted + size for accepted, size in enumerate(sizes))
-        is_asked = _without_left(state, most)
+        is_asked = without_left(state, most)
         ranks = [index + 1 for index in range(most) if is_asked[index]]
         places = [max(0, count - 1) for count in accumulate(map(int, is_asked))]
         return DraftingQueries(ranks, [0] * len(ranks), sizes, list(range(columns)), places)
     ranks = [accepted + 1 + index for accepted, size in enumerate(sizes) for index in range(size)]
     contexts = [accepted for accepted, size in enumerate(sizes) for _ in range(size)]
     return DraftingQueries(ranks, contexts, sizes, [0, *accumulate(sizes)][:-1], list(range(len(ranks))))
-
-
-def _without_left(state: DecodeState, count: int) -> list[bool]:
-    """For each of the `count` ranks after the next: whether in any row the rank before is not its left neighbour."""
-    ranks = state.next_ranks(count + 1)
-    positions = state.positions.gather(1, ranks)
-    is_apart = (positions[:, 1:] != positions[:, :-1] + 1) & (ranks[:, 1:] < state.total[:, None])
-    return is_apart.any(0).tolist()
 
 
 def _evaluate(state: DecodeState, size: torch.Tensor, columns: int, queries: DraftingQueries) -> torch.Tensor:

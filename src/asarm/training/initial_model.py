@@ -6,6 +6,7 @@ import torch
 
 from asarm.data.training_data import train_codec
 from asarm.models.adapter import (
+    active_adapter_config,
     add_adapter,
     check_base,
     freeze_in_bfloat16,
@@ -16,11 +17,11 @@ from asarm.models.adapter import (
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.conversion.from_gpt2 import start_from
 from asarm.models.conversion.vocabulary import add_gap_end_row, add_gap_end_token
-from asarm.models.load import load, model_folder
+from asarm.models.load import adapted, load, load_tokenizer, model_folder, read_config
 from asarm.tokenization.codec import TextCodec
 from asarm.training.config import RunConfig, TrainingConfig
 from asarm.utils.errors import InputError
-from asarm.utils.weights import weights_sha256
+from asarm.utils.weights import ADAPTER_CONFIG, weights_sha256
 
 
 def initial_model(config: RunConfig, resumed: Path | None) -> tuple[AnyOrderModel, TextCodec]:
@@ -31,8 +32,12 @@ def initial_model(config: RunConfig, resumed: Path | None) -> tuple[AnyOrderMode
     """
     training, block_size = config.training, config.data.block_size
     model: AnyOrderModel
+    adapter = adapter_folder(training)
     if resumed and not training.lora_rank:
         model, codec = load(resumed / "model")
+    elif adapter:
+        name = training.init_from
+        model, codec = adapted(name, adapter, read_config(name, adapter)), TextCodec(load_tokenizer(name))
     elif training.init_from:
         model, codec = start_from(training.init_from, training.init_revision or None, training.white_space)
     else:
@@ -45,20 +50,43 @@ def initial_model(config: RunConfig, resumed: Path | None) -> tuple[AnyOrderMode
     if config.masking.mask_gaps and config.masking.gap_spare and codec.gap_end_token_id is None:
         add_gap_end_row(model, add_gap_end_token(codec.tokenizer))
     if training.lora_rank:
-        adapt(model, training, resumed)
+        if not adapter:
+            adapt(model, training)
+        continue_adapter(model, training, resumed)
     return model, codec
 
 
-def adapt(model: AnyOrderModel, training: TrainingConfig, resumed: Path | None) -> None:
-    """Freeze a model and give it the adapters of the checkpoint `resumed`, or new ones.
+def adapter_folder(training: TrainingConfig) -> Path | None:
+    """The folder of the adapter that training goes on with: `init_from`, if it is one and adapters are to be trained.
 
-    Raises InputError for backbones that take none, and for a checkpoint of another model's adapters.
+    Raises InputError for an adapter of another rank.
     """
+    if not (training.lora_rank and training.init_from):
+        return None
+    folder = model_folder(training.init_from, training.init_revision or None)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    rank = read_adapter_config(folder).r
+    if rank != training.lora_rank:
+        raise InputError(f"{training.init_from} is an adapter of rank {rank}: to go on with it, --lora_rank {rank}")
+    return folder
+
+
+def adapt(model: AnyOrderModel, training: TrainingConfig) -> None:
+    """Freeze a model and give it new adapters. Raises InputError for backbones that take none."""
     base, revision = training.init_from, training.init_revision or None
     digest = weights_sha256(base, model_folder(base, revision))
     torch.manual_seed(training.seed)  # loading may have drawn random numbers, or not
     add_adapter(model, new_adapter_config(training.lora_rank, base, revision, digest))
+
+
+def continue_adapter(model: AnyOrderModel, training: TrainingConfig, resumed: Path | None) -> None:
+    """Fill a model's adapters from the checkpoint `resumed`, if there is one, and make it ready for training.
+
+    Raises InputError for a checkpoint of another model's adapters.
+    """
     if resumed:
+        digest = active_adapter_config(model).base_sha256
         check_base(read_adapter_config(resumed / "model"), digest, resumed)
         load_adapter(model, resumed / "model", resumed)
     if training.bf16:
