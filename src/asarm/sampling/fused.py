@@ -142,14 +142,14 @@ class DraftingQueries:
     """The queries of one evaluation that prepare the next window, for each number a = 0 .. W of accepted drafts.
 
     ranks, contexts: Q each, beyond the decided ranks n. sizes[a]: how many drafts the window after a accepted ones has
-    at most. starts[a]: where its queries begin in `places`, which has their numbers; where a draft needs none, any.
+    at most. starts[a]: where its queries begin in `indices`, which has their numbers; where a draft needs none, any.
     """
 
     ranks: list[int]
     contexts: list[int]
     sizes: list[int]
     starts: list[int]
-    places: list[int]
+    indices: list[int]
 
 
 def _drafting_queries(state: DecodeState, columns: int, k: int) -> DraftingQueries:
@@ -161,8 +161,8 @@ def _drafting_queries(state: DecodeState, columns: int, k: int) -> DraftingQueri
         most = max(accepted + size for accepted, size in enumerate(sizes))
         is_asked = without_left(state, most)
         ranks = [index + 1 for index in range(most) if is_asked[index]]
-        places = [max(0, count - 1) for count in accumulate(map(int, is_asked))]
-        return DraftingQueries(ranks, [0] * len(ranks), sizes, list(range(columns)), places)
+        indices = [max(0, count - 1) for count in accumulate(map(int, is_asked))]
+        return DraftingQueries(ranks, [0] * len(ranks), sizes, list(range(columns)), indices)
     ranks = [accepted + 1 + index for accepted, size in enumerate(sizes) for index in range(size)]
     contexts = [accepted for accepted, size in enumerate(sizes) for _ in range(size)]
     return DraftingQueries(ranks, contexts, sizes, [0, *accumulate(sizes)][:-1], list(range(len(ranks))))
@@ -183,8 +183,8 @@ def _select(states: torch.Tensor, columns: int, queries: DraftingQueries, accept
     """Of the states [B, K + Q, E] of an evaluation those that the actual outcome needs: accepted [B] drafts."""
     size, start = torch.tensor([queries.sizes, queries.starts], device=accepted.device)[:, accepted]  # [B] each
     index = start[:, None] + torch.arange(int(size.max()), device=size.device)  # [B, W']
-    places = torch.tensor(queries.places, dtype=torch.long, device=size.device)
-    places = columns + places[index.clamp(max=max(0, len(places) - 1))]
-    index = torch.cat((accepted[:, None], places), dim=1).clamp(max=states.shape[1] - 1)
+    indices = torch.tensor(queries.indices, dtype=torch.long, device=size.device)
+    indices = columns + indices[index.clamp(max=max(0, len(indices) - 1))]
+    index = torch.cat((accepted[:, None], indices), dim=1).clamp(max=states.shape[1] - 1)
     found = states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
     return DraftStates(size, found[:, 1:], found[:, :1])

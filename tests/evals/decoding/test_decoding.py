@@ -406,7 +406,7 @@ def test_bad_input_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, ti
 def test_unknown_preset(monkeypatch, capsys):
     code, error = run_cli(monkeypatch, capsys, ["papper"])
     assert code == 2
-    assert error == ["asarm decode: unknown preset 'papper': choose from paper, tiny"]
+    assert error == ["asarm decode: unknown preset 'papper': choose from paper, small, tiny"]
 
 
 def test_no_hub_is_one_line(tmp_path, tiny_folder):
