@@ -249,8 +249,8 @@ def test_what_follows_the_end_of_a_gap_is_absent(backbone):
     hidden[0, 2] = False
     torch.testing.assert_close(log_prob(model, tokens[:1], given[:1], hidden[:1]), scores[:1])
     logits = model(  # of the token after the given ones: ranks and positions by hand
-        tokens[:1][given[:1]][None], given[0].nonzero().T, torch.tensor([[3, 3, 3]]), torch.tensor([[1]]),
-        torch.tensor([[3]]),
+        tokens[:1][given[:1]][None], given[0].nonzero().T, torch.tensor([[4, 4, 4, 4]]), torch.tensor([[1]]),
+        torch.tensor([[4]]),
     )  # fmt: skip
     torch.testing.assert_close(scores[0, 1], torch.log_softmax(logits, -1)[0, 0, end])
 

@@ -52,24 +52,20 @@ def initial_model(config: RunConfig, resumed: Path | None) -> tuple[AnyOrderMode
     if training.lora_rank:
         if not adapter:
             adapt(model, training)
-        continue_adapter(model, training, resumed)
+        prepare_adapter(model, training, resumed)
     return model, codec
 
 
 def adapter_folder(training: TrainingConfig) -> Path | None:
-    """The folder of the adapter that training goes on with: `init_from`, if it is one and adapters are to be trained.
+    """The folder of the adapter that training goes on with: `init_from`, if it is one of the rank to be trained.
 
-    Raises InputError for an adapter of another rank.
+    With another rank there are new adapters, of the model that the old one makes of its base.
     """
     if not (training.lora_rank and training.init_from):
         return None
     folder = model_folder(training.init_from, training.init_revision or None)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        return None
-    rank = read_adapter_config(folder).r
-    if rank != training.lora_rank:
-        raise InputError(f"{training.init_from} is an adapter of rank {rank}: to go on with it, --lora_rank {rank}")
-    return folder
+    is_adapter = (folder / ADAPTER_CONFIG).is_file() and read_adapter_config(folder).r == training.lora_rank
+    return folder if is_adapter else None
 
 
 def adapt(model: AnyOrderModel, training: TrainingConfig) -> None:
@@ -80,7 +76,7 @@ def adapt(model: AnyOrderModel, training: TrainingConfig) -> None:
     add_adapter(model, new_adapter_config(training.lora_rank, base, revision, digest))
 
 
-def continue_adapter(model: AnyOrderModel, training: TrainingConfig, resumed: Path | None) -> None:
+def prepare_adapter(model: AnyOrderModel, training: TrainingConfig, resumed: Path | None) -> None:
     """Fill a model's adapters from the checkpoint `resumed`, if there is one, and make it ready for training.
 
     Raises InputError for a checkpoint of another model's adapters.

@@ -182,7 +182,7 @@ class UnigramModel:
     """Gives every position the same distribution, in which the tokens of one word are far more probable than others."""
 
     def __init__(self, codec, word):
-        self.config = SimpleNamespace(n_positions=128, mask_token_id=codec.mask_token_id)
+        self.config = SimpleNamespace(n_positions=128, mask_token_id=codec.mask_token_id, gap_end_token_id=None)
         self.device, self.logits = torch.device("cpu"), torch.zeros(len(codec))
         self.logits[codec.encode(word)] = 9.0
 
