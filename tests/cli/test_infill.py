@@ -282,7 +282,7 @@ def test_a_bundled_name_is_its_folder_and_other_names_stay(tmp_path, monkeypatch
 
 @pytest.fixture
 def base(tmp_path, sample_text, tiny_folder, monkeypatch):
-    """The place of SmolLM2 in the cache, with a small stand-in; the bundled models are its adapter and a tiny one."""
+    """A cache with a small model instead of SmolLM2; the bundled models are its adapter and a tiny one."""
     base = tmp_path / "assets" / "asarm" / "smollm2-135m-instruct"
     save_llama(base, sample_text)
     save_random_adapter(tmp_path / "bundled" / MODEL, base)

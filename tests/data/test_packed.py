@@ -210,7 +210,8 @@ from pathlib import Path
 from asarm.data.packed import token_ids
 from asarm.data.readers import documents
 class Codec:
-    mask_token_id = 2
+    def reserved(self):
+        return [2]
     def encode(self, text):
         return [3] * text.count(" ")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

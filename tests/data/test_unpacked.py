@@ -25,6 +25,9 @@ class Numbers:
     def encode(self, text):
         return [int(word) + 3 for word in text.split()]
 
+    def reserved(self):
+        return [2]
+
     def document_end(self, kind):
         return [0]
 

@@ -5,6 +5,10 @@ import shutil
 
 import pytest
 
+from asarm.data.packed import token_ids
+from asarm.evals.decoding.config import JOINED
+from asarm.evals.decoding.texts import token_stream
+from asarm.evals.language.likelihood import encode_pair
 from asarm.models.load import load, load_tokenizer
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import label_spans, parse_gaps
@@ -216,3 +220,16 @@ def test_unusable_tokenizers(tiny_folder, tmp_path, how, message):
         load_tokenizer(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_token_that_ends_gaps_stands_in_no_text(ending):
+    """In a prompt it would make the gap before it one of unknown length."""
+    text = "Once upon <gap_end> a time"
+    assert ending.reserved_in(ending.encode(text)) == "<gap_end>"
+    assert ending.reserved_in(ending.encode("a <mask> b")) == "<mask>"
+    assert ending.reserved_in(ending.encode("Once upon a time")) is None
+    with pytest.raises(InputError, match="the text holds <gap_end>, which stands for what is to be decoded"):
+        encode_pair(ending, text, " there", 64)
+    with pytest.raises(InputError, match="the text holds <gap_end>, which stands for what is to be decoded"):
+        token_stream([text], ending, JOINED, None)
+    assert token_ids(ending, text).tolist() == [i for i in ending.encode(text) if i != ending.gap_end_token_id]

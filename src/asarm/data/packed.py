@@ -29,9 +29,10 @@ TRAIN, HELD_OUT = "train.bin", "held_out.bin"
 
 
 def token_ids(codec: TextCodec, text: str) -> np.ndarray:
-    """Token ids [n] int32 of a piece. Mask tokens in the text are dropped: no model can predict them."""
+    """Token ids [n] int32 of a piece. Mask tokens in the text are dropped, as no model can predict them, and those that
+    end gaps, which in a text would mean one."""
     ids = np.array(codec.encode(text), dtype=np.int32)
-    return ids[ids != codec.mask_token_id]
+    return ids[~np.isin(ids, codec.reserved())]
 
 
 def document_ids(codec: TextCodec, text: str, end: list[int]) -> np.ndarray:

@@ -110,7 +110,9 @@ class DecodeState:
 
     def _log_softmax(self, logits: torch.Tensor, ranks: torch.Tensor, temperature: float) -> torch.Tensor:
         logits = logits.float() / temperature
-        return torch.log_softmax(exclude_gap_end(logits, self.may_end.gather(1, ranks), self.gap_end), dim=-1)
+        if self.gap_end is not None:
+            exclude_gap_end(logits, self.may_end.gather(1, ranks), self.gap_end)
+        return torch.log_softmax(logits, dim=-1)
 
     def query_log_probs(
         self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor

@@ -66,6 +66,14 @@ class TextCodec:
         found = self.tokenizer.convert_tokens_to_ids(GAP_END)  # the unknown token's, if there is no such token
         return found if found is not None and self.tokenizer.convert_ids_to_tokens(found) == GAP_END else None
 
+    def reserved_in(self, ids: Sequence[int]) -> str | None:
+        """The mask token, or the one that ends gaps, if a text's ids hold it: neither may stand in a text."""
+        return next((self.tokenizer.convert_ids_to_tokens(token) for token in self.reserved() if token in ids), None)
+
+    def reserved(self) -> list[int]:
+        """Ids of the tokens that may not stand in a text."""
+        return [token for token in (self.mask_token_id, self.gap_end_token_id) if token is not None]
+
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.tokenizer)

@@ -49,10 +49,8 @@ def parse_gaps(
     if min(sizes) < 1:
         raise InputError(f"a gap of {min(sizes)} tokens in {_shown(text)}: a gap takes at least 1")
     encoded = [encode_segment(codec, segment, continues=index > 0) for index, segment in enumerate(segments)]
-    for token in (codec.mask_token_id, codec.gap_end_token_id):
-        if any(token in ids for ids in encoded):
-            written = codec.tokenizer.convert_ids_to_tokens(token)
-            raise InputError(f"the text holds {written}: mark what to fill by ___ instead")
+    if reserved := codec.reserved_in([*chain(*encoded)]):
+        raise InputError(f"the text holds {reserved}: mark what to fill by ___ instead")
     if open_gaps:
         if codec.gap_end_token_id is None:
             raise InputError("this tokenizer has no token that ends a gap: give the lengths of gaps, such as ___5")

@@ -80,7 +80,8 @@ class Trainer:
             model.gradient_checkpointing_enable()
         if training.torch_compile:
             model.hidden = torch.compile(model.hidden, dynamic=True)  # type: ignore[method-assign]
-        loss = distributed.TrainingLoss(model.train(), self.config.loss, self.config.gaps(self.codec))
+        self.pattern = self.config.gaps(self.codec)
+        loss = distributed.TrainingLoss(model.train(), self.config.loss, self.pattern)
         self.loss, self.optimizer = distributed.wrap(self.accelerator, loss, training)
         if self.resumed:
             state = checkpoint.read_optimizer_state(self.resumed)
@@ -195,7 +196,7 @@ class Trainer:
         model, scores = distributed.whole_model(self.accelerator, self.loss), {}
         if self.is_main and model is not None:
             with self.accelerator.autocast():
-                decodings, gaps = self.config.training.eval_decodings, self.config.gaps(self.codec).gaps
+                decodings, gaps = self.config.training.eval_decodings, self.pattern.gaps
                 scores = validation.validate(model, self.codec, self.data.held_out, decodings, self.scorer, gaps)
         self.accelerator.wait_for_everyone()
         return scores

@@ -64,8 +64,8 @@ def token_stream(documents: Iterable[str], codec: TextCodec, packing: str, wante
             ids = codec.tokenizer.encode(codec.write_white_space(document), verbose=False)
         else:
             ids = codec.encode(document)
-        if codec.mask_token_id in ids:
-            raise InputError(f"the text holds {codec.mask_token}, which stands for what is to be decoded: take it out")
+        if reserved := codec.reserved_in(ids):
+            raise InputError(f"the text holds {reserved}, which stands for what is to be decoded: take it out")
         parts.append(np.array([*ids, codec.eos_token_id], dtype=np.int32))
         count += len(parts[-1])
         if wanted is not None and count >= wanted:

@@ -35,10 +35,8 @@ SomeExample = TypeVar("SomeExample", bound=InfillExample)
 def without_mask_token(example: SomeExample, codec: TextCodec, kind: str) -> SomeExample:
     """The example itself. Raises InputError if its text holds the mask token, or that which ends gaps. kind: what the
     text is."""
-    for token in (codec.mask_token_id, codec.gap_end_token_id):
-        if token in example.prefix_tokens + example.reference_tokens + example.suffix_tokens:
-            written = codec.tokenizer.convert_ids_to_tokens(token)
-            raise InputError(f"{kind} {example.name} holds {written}, which stands for what is to be filled")
+    if reserved := codec.reserved_in(example.prefix_tokens + example.reference_tokens + example.suffix_tokens):
+        raise InputError(f"{kind} {example.name} holds {reserved}, which stands for what is to be filled")
     return example
 
 

@@ -44,8 +44,8 @@ def encode_pair(codec: TextCodec, context: str, continuation: str, longest: int)
     """
     bare = context.rstrip()
     prefix, whole = codec.encode(bare), codec.encode(context + continuation)
-    if codec.mask_token_id in whole:
-        raise InputError(f"the text holds {codec.mask_token}, which stands for what is to be decoded: take it out")
+    if reserved := codec.reserved_in(whole):
+        raise InputError(f"the text holds {reserved}, which stands for what is to be decoded: take it out")
     return cut_left(prefix, whole[len(prefix) :], longest)
 
 
