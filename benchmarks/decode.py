@@ -50,7 +50,7 @@ class TokenCache:
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
 
     def set_lengths(self, lengths: torch.Tensor) -> None:
-        self.lengths = lengths.clone()
+        self.lengths.copy_(lengths)
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         for name in ("tokens", "positions", "contexts", "lengths"):
@@ -64,7 +64,7 @@ class UncachedModel:
         self.model, self.config, self.device = model, model.config, model.device
         self.logits, self.never_sampled, self.draft_head = model.logits, model.never_sampled, None
 
-    def new_cache(self, batch: int, capacity: int, span: int) -> TokenCache:
+    def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> TokenCache:
         return TokenCache(batch, capacity, self.device)
 
     def hidden(

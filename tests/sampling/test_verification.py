@@ -42,11 +42,6 @@ def drafted(
         drafts = torch.cat((drafts, sampler.draw(log_q[-1][:, None], slice(column, column + 1))), dim=1)
     log_q = torch.stack(log_q, 1)
     log_p = torch.stack([p_tables[at][number] for at, number in enumerate(prefixes(drafts))][: length + extra], 1)
-    if extra:
-        drafts = F.pad(drafts, (0, 1))
-        log_q = F.pad(log_q, (0, 0, 0, 1), value=float("-inf"))
-        none = torch.arange(length + 1) >= size[:, None]
-        log_q = log_q.masked_fill(none[..., None], float("-inf"))
     return DraftWindow(drafts, size, log_q.float(), positions, sampler), log_p.float()
 
 

@@ -80,7 +80,7 @@ def test_tasks_of_slurm_get_their_ranks(wrapper, slurm, tmp_path):
 def test_exit_code_and_line_of_bad_input(wrapper, tmp_path):
     result = run(wrapper, "papper", env=active(), cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.startswith("asarm train: unknown preset 'papper': choose from tiny, paper-nlp,")
+    assert result.stderr.startswith("asarm train: unknown preset 'papper': choose from tiny, small, paper-nlp,")
 
 
 @pytest.mark.slow

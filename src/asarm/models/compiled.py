@@ -1,25 +1,24 @@
-"""Decoding steps of static shape, so that `torch.compile` and CUDA graphs can replay them.
+"""Decoding steps compiled as a whole, so that a GPU replays them as one CUDA graph and a CPU runs fused kernels.
 
-The time of a decoding step is that of launching its kernels, then that of reading the weights: more rows cost next to
-nothing. So tokens, queries and rows are padded to powers of two, and all slots of the cache are read. The few shapes
-that remain are compiled once and, on a GPU, recorded as CUDA graphs. Long prompts are read without compilation.
+The time of an eager step is that of launching its kernels, then that of reading the weights. A step (see
+`asarm.sampling.decode_state`) has a fixed shape and waits for no value, so all of it is one graph: network, draft head,
+random numbers, verification, and what is written to the state. The tensors of a state come from a pool, as a recorded
+graph knows them by their addresses. Prompts are read without compilation: each has another length.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from asarm.models.backbone import AnyOrderModel
-from asarm.models.draft_head import DraftHead
-from asarm.models.kv_cache import KeyValueCache
 from asarm.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 CHOICES = ("auto", "on", "off")
-MIN_WIDTH, MAX_TOKENS, MAX_QUERIES = 2, 32, 64  # compilers specialise on width 1; above the maxima it is no step
-SLOTS = 64  # capacities are rounded up to a multiple, so that sequences of similar lengths share compiled steps
+SLOTS = 64  # lengths are rounded up to a multiple, so that sequences of similar lengths share recorded steps
+MOST_COMPILATIONS = 64  # of a step: for other samplers' settings, a single row or several, other windows
 
 
 def compiled_for_decoding(model: AnyOrderModel, choice: str = "auto") -> "AnyOrderModel | CompiledModel":
@@ -34,137 +33,74 @@ def compiled_for_decoding(model: AnyOrderModel, choice: str = "auto") -> "AnyOrd
     return CompiledModel(model) if wanted else model
 
 
-def power_of_two(number: int) -> int:
-    """The smallest power of two that is at least `number`."""
-    return 1 << max(0, number - 1).bit_length()
-
-
-class PaddedCache:
-    """The first rows of a static cache whose batch is a power of two; the other rows are scratch.
-
-    lengths: [B] int64, of the real rows.
-    """
-
-    def __init__(self, owner: "CompiledModel", batch: int, capacity: int, span: int):
-        self.owner, self.capacity, self.span = owner, capacity, span
-        self.inner = owner.static_cache(power_of_two(batch), capacity, span)
-        self.set_lengths(torch.zeros(batch, dtype=torch.long, device=owner.device))
-
-    def set_lengths(self, lengths: torch.Tensor) -> None:
-        """As in `KeyValueCache`."""
-        self.lengths = lengths.clone()
-        self.inner.lengths[: len(lengths)] = lengths  # in place: a recorded graph reads them at this address
-        self.inner.lengths[len(lengths) :] = 0
-
-    def keep_rows(self, rows: torch.Tensor) -> None:
-        """As in `KeyValueCache`; the rows move to a smaller cache when they fit in one."""
-        if len(rows) > 0:
-            smaller = self.owner.static_cache(power_of_two(len(rows)), self.capacity, self.span)
-            for old, new in zip(self.inner.row_tensors(), smaller.row_tensors(), strict=True):
-                new[: len(rows)] = old[rows]
-            self.inner = smaller
-        self.set_lengths(self.lengths[rows])
+def rounded(length: int) -> int:
+    """The smallest multiple of SLOTS that is at least `length`."""
+    return -(-length // SLOTS) * SLOTS
 
 
 class CompiledModel:
     """What samplers use instead of a model (see `compiled_for_decoding`). One batch is decoded at a time."""
 
     def __init__(self, model: AnyOrderModel):
-        self.model, self.config, self.device = model, model.config, model.device
-        # Shapes are symbolic: one compilation serves all of them. On a GPU each is also recorded as a CUDA graph.
-        self.mode = "reduce-overhead" if model.device.type == "cuda" else "default"
-        self.step: Any = torch.compile(model.hidden, dynamic=True, fullgraph=True, mode=self.mode)
-        self.caches: dict[tuple[int, int, int], KeyValueCache] = {}
+        self.model = model
+        self.is_cuda = model.device.type == "cuda"
+        self.steps: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}
+        self.fails = False  # the compiler
+        self.pool: dict[Any, torch.Tensor] = {}
+        self.pooled_length = 0
 
-    def static_cache(self, batch: int, capacity: int, span: int) -> KeyValueCache:
-        """The static cache of this shape: always the same one, since recorded graphs know it by its address."""
-        if any(key[1:] != (capacity, span) for key in self.caches):
-            self.caches.clear()  # left by sequences of other lengths
-        if (batch, capacity, span) not in self.caches:
-            cache = self.model.new_cache(batch, capacity, span, static=True)
-            for tensor in cache.row_tensors():
-                torch._dynamo.mark_static_address(tensor, guard=False)  # else its mutation would rule out CUDA graphs
-            self.caches[batch, capacity, span] = cache
-        return self.caches[batch, capacity, span]
-
-    def new_cache(self, batch: int, capacity: int, span: int) -> PaddedCache:
-        """As in `AnyOrderModel`."""
-
-        def rounded(number: int) -> int:
-            return -(-number // SLOTS) * SLOTS
-
-        return PaddedCache(self, batch, rounded(capacity), rounded(span))
-
-    def never_sampled(self) -> list[slice]:
-        """As in `AnyOrderModel`."""
-        return self.model.never_sampled()
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As in `AnyOrderModel`."""
-        return self.model.logits(hidden)
-
-    @property
-    def draft_head(self) -> DraftHead | None:
-        """As in `AnyOrderModel`."""
-        return self.model.draft_head
-
-    def draft_logits(self, states: torch.Tensor) -> torch.Tensor:
-        """As in `AnyOrderModel`."""
-        return self.model.draft_logits(states)
-
-    def follow(self, states: torch.Tensor, left: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-        """As in `AnyOrderModel`."""
-        return self.model.follow(states, left, previous)
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the model's."""
+        return getattr(self.model, name)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """As in `AnyOrderModel`."""
-        return self.logits(self.hidden(*arguments, **keywords))
+        return self.model(*arguments, **keywords)
 
-    def hidden(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        content_context: torch.Tensor,
-        query_positions: torch.Tensor,
-        query_context: torch.Tensor,
-        cache: PaddedCache | None = None,
-    ) -> torch.Tensor:
-        """As in `AnyOrderModel`; without a cache there is nothing to replay."""
-        if cache is None:
-            return self.model.hidden(tokens, positions, content_context, query_positions, query_context)
-        batch, queries = query_positions.shape
-        scratch_rows = len(cache.inner.lengths) - batch
-        is_step = tokens.shape[1] <= MAX_TOKENS and queries <= MAX_QUERIES
-
-        def padded(part: torch.Tensor, value: int) -> torch.Tensor:
-            width = max(MIN_WIDTH, power_of_two(part.shape[1])) if is_step else part.shape[1]
-            return F.pad(part, (0, width - part.shape[1], 0, scratch_rows), value=value)
-
-        # Padding sees one slot, whatever it holds, and writes after the lengths.
-        arguments = (
-            padded(tokens, 0),
-            padded(positions, 0),
-            padded(content_context, 1),
-            padded(query_positions, 0),
-            padded(query_context, 1),
-            cache.inner,
-        )
-        states = self.replay(arguments) if is_step else self.model.hidden(*arguments)
-        return states[:batch, :queries]
-
-    def replay(self, arguments: tuple[Any, ...]) -> torch.Tensor:
-        """The compiled step; after the first failure of the compiler, the model itself."""
-        if self.step is None:
-            return self.model.hidden(*arguments)
+    def run(self, step: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+        """What a step returns, compiled; after the first failure of the compiler, not compiled."""
+        if self.fails:
+            return step(*arguments)
+        if step not in self.steps:
+            # Shapes are symbolic: one compilation serves all lengths. On a GPU each is also recorded as a CUDA graph.
+            mode = "reduce-overhead" if self.is_cuda else "default"
+            self.steps[step] = torch.compile(step, dynamic=True, fullgraph=True, mode=mode)
         try:
-            if self.mode == "reduce-overhead":
-                torch.compiler.cudagraph_mark_step_begin()  # the states of the step before were used up
-            return self.step(*arguments)
+            with torch._dynamo.config.patch(recompile_limit=MOST_COMPILATIONS):
+                if not self.is_cuda:
+                    return self.steps[step](*arguments)
+                torch.compiler.cudagraph_mark_step_begin()
+                return self.steps[step](*arguments).clone()  # the next step overwrites it
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # compilers raise exceptions of all kinds
             reason = str(error).strip().splitlines() or [type(error).__name__]
             logger.warning("decoding without torch.compile, which failed here: %s", reason[0])
-            self.step = None
-            return self.model.hidden(*arguments)
+            self.fails = True
+            return step(*arguments)
+
+    def start_batch(self, length: int) -> None:
+        """Tensors of other lengths are done with."""
+        if length != self.pooled_length:
+            self.pool.clear()
+        self.pooled_length = length
+
+    def adopt(self, owner: Any) -> None:
+        """Move all tensors of an object to the pool: always the same addresses for the same attribute and shape."""
+        kind = type(owner).__name__
+        for name, value in vars(owner).items():
+            if isinstance(value, torch.Tensor):
+                setattr(owner, name, self._pooled((kind, name), value))
+            elif isinstance(value, list) and value and all(isinstance(part, torch.Tensor) for part in value):
+                setattr(owner, name, [self._pooled((kind, name, index), part) for index, part in enumerate(value)])
+
+    def _pooled(self, name: tuple, value: torch.Tensor) -> torch.Tensor:
+        key = (*name, value.shape, value.dtype)
+        if key not in self.pool:
+            self.pool[key] = torch.empty_like(value, memory_format=torch.contiguous_format)
+            # A step overwrites it, which would rule out CUDA graphs at another address.
+            torch._dynamo.mark_static_address(self.pool[key], guard=False)
+        return self.pool[key] if self.pool[key] is value else self.pool[key].copy_(value)
 
 
 DecodingModel = AnyOrderModel | CompiledModel  # what samplers and scores take

@@ -54,7 +54,7 @@ class KeyValueCache:
 
     def set_lengths(self, lengths: torch.Tensor) -> None:
         """Commit or roll back: from now on row b holds its first `lengths[b]` ranks. lengths: [B] int64."""
-        self.lengths = lengths.clone()
+        self.lengths.copy_(lengths)
 
     def row_tensors(self) -> list[torch.Tensor]:
         """All tensors whose first axis is the batch, except the lengths."""

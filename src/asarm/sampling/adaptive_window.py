@@ -15,7 +15,7 @@ import torch
 
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
-from asarm.sampling.fused import fused_state, fused_step, no_drafts
+from asarm.sampling.fused import FusedDecoding
 from asarm.tokenization.batch import InfillBatch
 
 PRIOR_ACCEPTANCE = 0.7  # of all drafts before any was verified: optimistic, or else none would be tried
@@ -53,7 +53,7 @@ class AdaptiveWindow:
         self.verified, self.accepted = np.zeros((2, self.max_k))
         self.steps, self.k = 0, self.best_k()
 
-    def update(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
+    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
         """As in `WindowPolicy`."""
         self.verified, self.accepted = DECAY * self.verified, DECAY * self.accepted
         for drafts, kept in zip(size.tolist(), accepted.tolist(), strict=True):
@@ -88,7 +88,7 @@ class LatencyProbe:
         self.max_k, self.schedule = max(sizes), iter(np.repeat(sizes, REPEATS + 1).tolist())
         self.k = next(self.schedule)
 
-    def update(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
+    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
         """As in `WindowPolicy`."""
         self.k = next(self.schedule, 0)
 
@@ -102,12 +102,11 @@ def _probe(model: DecodingModel, batch: int, length: int, sizes: list[int], conf
     length = max(length, targets + 1)
     tokens = torch.randint(model.config.vocab_size, (batch, length), device=model.device)
     target = (torch.arange(length, device=model.device) >= length - targets).expand(batch, -1)
-    inputs = InfillBatch(tokens, ~target, target)
-    state = fused_state(model, inputs, config, range(batch), False, policy.max_k)
-    draft_states = no_drafts(state)
+    decoding = FusedDecoding(model, InfillBatch(tokens, ~target, target), config, range(batch), False, policy)
     seconds = []
     for _ in range(steps):
         before = time.perf_counter()
-        draft_states = fused_step(state, draft_states, policy)
+        decoding.step()
+        decoding.look()  # waits for the device
         seconds.append(time.perf_counter() - before)
     return np.reshape(seconds, (len(sizes), REPEATS + 1))[:, 1:].min(1).tolist()

@@ -24,32 +24,53 @@ def sample_assd(
 ) -> SampleResult:
     """Exact when tolerance is 0; NFE <= targets. Arguments as in `asarm.sampling.sample`."""
     state = DecodeState(model, batch, config, seeds, trace, window=config.k, lookahead=config.k)
-    draft, evaluate = (_ngram_draft, _evaluate_ngram) if config.draft == "ngram" else (_self_draft, _evaluate_self)
-    while state.unfinished:
-        window = draft(state)
-        log_p, evaluations = evaluate(state, window)
-        accepted, next_tokens = state.verify(window, log_p)
-        state.commit(window.tokens, window.size, accepted, next_tokens, evaluations)
-    return state.result
+    if config.draft == "ngram":
+        return state.run(assd_ngram_step, config.k)
+    # The first draft was drawn from its target distribution: it needs no verification if it is the only one.
+    return state.run(assd_step, config.k, evaluations=lambda size: 1 + (size > 1))
 
 
-def _self_draft(state: DecodeState) -> DraftWindow:
+def assd_step(state: DecodeState) -> torch.Tensor:
+    """Draft, verify and commit one window, drafted by the model: an outcome of `DecodeState.commit`."""
+    columns = _columns(state)
+    window = _self_draft(state, columns)
+    accepted, next_tokens = state.verify(window, _evaluate_self(state, window))
+    return state.commit(window.tokens, window.size, accepted, next_tokens, window.columns)
+
+
+def assd_ngram_step(state: DecodeState) -> torch.Tensor:
+    """As `assd_step`, drafted by an n-gram table: one function evaluation."""
+    window = _ngram_draft(state, _columns(state))
+    ranks = state.next_ranks(window.tokens.shape[1])
+    new = state.uncached + ranks.shape[1] - 1
+    log_p = state.query_log_probs(state.decoded + window.size - 1, ranks, ranks, new)
+    accepted, next_tokens = state.verify(window, log_p)
+    return state.commit(window.tokens, window.size, accepted, next_tokens, window.columns)
+
+
+def _columns(state: DecodeState) -> int:
+    """Columns of the window: drafts of the row with the most. Where values cannot be seen it is always k."""
+    return min(state.config.k, state.longest) if state.sees_values else state.config.k
+
+
+def _self_draft(state: DecodeState, columns: int) -> DraftWindow:
     """Drafts by the model, for all positions of the window in parallel: one function evaluation.
 
     The first is drawn from its target distribution, whatever the temperature of drafts. A draft head moves the states
     of the others.
     """
-    size = state.remaining.clamp(max=state.config.k)  # [B]
-    ranks = state.next_ranks(int(size.max()))  # [B, K]
+    size = state.remaining.clamp(max=columns)  # [B]
+    ranks = state.next_ranks(columns)  # [B, K]
     positions = state.positions.gather(1, ranks)
     sampler = state.token_sampler(positions)
-    asked = ranks[:, :1] if _needs_first_query_only(state, ranks.shape[1]) else ranks
-    states = state.query_states(state.decoded, asked, state.decoded[:, None].expand_as(asked))  # [B, K or 1, E]
+    asked = ranks[:, :1] if _needs_first_query_only(state, columns) else ranks
+    contexts = state.decoded[:, None].expand_as(asked)
+    states = state.query_states(state.decoded, asked, contexts, state.uncached)  # [B, K or 1, E]
     if drafts_by_head(state):
         log_p = state.log_probs(states[:, :1], ranks[:, :1])
         first = sampler.draw(log_p, slice(1))
         state.write_drafts(ranks[:, :1], first)
-        later = states[:, 1:] if len(asked[0]) > 1 else states.expand(-1, ranks.shape[1] - 1, -1)  # then not read
+        later = states[:, 1:] if asked is ranks else states.expand(-1, columns - 1, -1)  # then not read
         drafts, log_q = draft_by_head(state, sampler, ranks[:, 1:], later, states[:, :1], first=1)
         drafts, log_q = torch.cat((first, drafts), dim=1), torch.cat((log_p, log_q), dim=1)
         return state.draft_window(drafts, size, log_q, positions, sampler)
@@ -61,32 +82,32 @@ def _self_draft(state: DecodeState) -> DraftWindow:
     return state.draft_window(drafts, size, log_q, positions, sampler)
 
 
-def _needs_first_query_only(state: DecodeState, count: int) -> bool:
-    """Whether the first of the next `count` ranks is the only one that a draft asks the network for."""
-    return drafts_by_recurrent_head(state) and not any(without_left(state, count - 1))
+def _needs_first_query_only(state: DecodeState, columns: int) -> bool:
+    """Whether the first of the next ranks is the only one that a draft asks the network for."""
+    return drafts_by_recurrent_head(state) and not any(without_left(state, columns - 1))
 
 
-def _evaluate_self(state: DecodeState, window: DraftWindow) -> tuple[torch.Tensor, torch.Tensor]:
-    """Target log-probs [B, K, V] of the window, and the function evaluations [B] of the iteration.
+def _evaluate_self(state: DecodeState, window: DraftWindow) -> torch.Tensor:
+    """Target log-probs [B, K, V] of the window.
 
-    The first draft was drawn from its target distribution, so it is always accepted, and no query sees the last draft
-    yet: the evaluation takes K - 1 tokens and K - 1 queries, and none is needed when the first draft is the only one.
+    The first draft is always accepted, and no query sees the last draft yet: the evaluation takes K - 1 tokens and
+    K - 1 queries, and none is needed when the first draft is the only one.
     """
-    log_p = window.log_q
-    if int(window.size.max()) > 1:
-        ranks = state.next_ranks(window.tokens.shape[1])[:, 1:]
-        later = state.query_log_probs(state.decoded + window.size - 1, ranks, ranks)
-        log_p = torch.cat((log_p[:, :1], later), dim=1)
-    return log_p, 1 + (window.size > 1).long()
+    columns = window.tokens.shape[1]
+    if columns == 1:
+        return window.log_q
+    ranks = state.next_ranks(columns)[:, 1:]
+    later = state.query_log_probs(state.decoded + window.size - 1, ranks, ranks, columns - 1)
+    return torch.cat((window.log_q[:, :1], later), dim=1)
 
 
-def _ngram_draft(state: DecodeState) -> DraftWindow:
+def _ngram_draft(state: DecodeState, columns: int) -> DraftWindow:
     """Drafts from bigram counts of the row itself, without a function evaluation.
 
     Each is drawn given the token to its left, decoded or drafted in this window.
     """
-    size = state.remaining.clamp(max=state.config.k)  # [B]
-    ranks = state.next_ranks(int(size.max()))  # [B, K]
+    size = state.remaining.clamp(max=columns)  # [B]
+    ranks = state.next_ranks(columns)  # [B, K]
     positions = state.positions.gather(1, ranks)
     sampler = state.token_sampler(positions)
     vocab_size, never_drafted = state.model.config.vocab_size, state.model.never_sampled()
@@ -114,18 +135,12 @@ def _ngram_draft(state: DecodeState) -> DraftWindow:
     return state.draft_window(tokens, size, torch.stack(log_q, 1), positions, sampler)
 
 
-def _evaluate_ngram(state: DecodeState, window: DraftWindow) -> tuple[torch.Tensor, int]:
-    """As `_evaluate_self`, with queries for all drafts."""
-    ranks = state.next_ranks(window.tokens.shape[1])
-    return state.query_log_probs(state.decoded + window.size - 1, ranks, ranks), 1
-
-
 def _known_tokens(state: DecodeState) -> tuple[torch.Tensor, torch.Tensor]:
     """The sequences in order of position [B, N] int64, and which of their tokens are decoded text [B, N] bool."""
-    width, length = int(state.total.max()), int(state.positions.max()) + 1
+    width, length = state.width, state.rng.positions.shape[1]
     positions = state.positions[:, :width]
     sequence = state.tokens.new_zeros(len(state.tokens), length).scatter(1, positions, state.tokens[:, :width])
-    decoded = torch.arange(width, device=positions.device) < state.decoded[:, None]
+    decoded = state.columns[:width] < state.decoded[:, None]
     if state.gap_end is not None:
         decoded &= state.tokens[:, :width] != state.gap_end
     return sequence, torch.zeros_like(sequence, dtype=torch.bool).scatter(1, positions, decoded)

@@ -2,7 +2,7 @@
 
 A row's outcome depends on its seed alone: not on the rest of the batch, nor on how many drafts were discarded. The
 number of a draft that was never verified counts as unused: using it again leaves every distribution exact. Where the
-verification rule looks at all drafts of a window at once, each iteration takes new numbers (`CounterRNG.fold_in`).
+verification rule looks at all drafts of a window at once, each iteration takes new numbers (`TabledRNG.fold_in`).
 The generator applies the output function of SplitMix64 (Steele, Lea & Flood 2014) to keys and counters.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 TOKEN, REPLACEMENT, VERDICT = 0, 1, 2  # streams: which token, which token after a rejection, accept or not
+STREAMS = 3
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit numbers, which torch's arithmetic wraps around
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
@@ -28,6 +29,11 @@ def _mix_(x: torch.Tensor) -> torch.Tensor:
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
+def _keys(streams: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Keys [..., K] of streams [...] at positions [..., K], int64."""
+    return _mix_(_mix_(_mix_(streams)[..., None] + positions * _GOLDEN_GAMMA) + _GOLDEN_GAMMA)
+
+
 class CounterRNG:
     """Random numbers for the rows of a batch. seeds: [B] int64."""
 
@@ -39,21 +45,13 @@ class CounterRNG:
         """seeds: one integer a row."""
         return cls(torch.tensor(list(seeds), dtype=torch.long, device=device))
 
-    def select(self, rows: torch.Tensor) -> "CounterRNG":
-        """The numbers of some rows, by their indices [B']."""
-        return CounterRNG(self.seeds[rows])
-
-    def fold_in(self) -> "CounterRNG":
-        """New numbers for the same rows, derived from these."""
-        return CounterRNG(_mix_(self.seeds * _GOLDEN_GAMMA - 1))
-
-    def _keys(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
-        keys = _mix_(_mix_(self.seeds * _GOLDEN_GAMMA + stream + 1)[:, None] + positions * _GOLDEN_GAMMA)
-        return _mix_(keys + _GOLDEN_GAMMA)  # [B, K]
+    def keys(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
+        """The random bits that numbers are made of: positions [B, K] int64 -> [B, K] int64."""
+        return _keys(self.seeds * _GOLDEN_GAMMA + (stream + 1), positions)
 
     def uniform(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
         """One number in [0, 1) for each position: [B, K] int64 -> [B, K] float64."""
-        return _shift_right(self._keys(positions, stream), 11).double() * 2.0**-53
+        return _shift_right(self.keys(positions, stream), 11).double() * 2.0**-53
 
     def gumbel(self, positions: torch.Tensor, vocab_size: int, stream: int) -> torch.Tensor:
         """Standard Gumbel noise for each position and token: [B, K] int64 -> [B, K, V] float32.
@@ -61,10 +59,52 @@ class CounterRNG:
         It is -log of an exponential variable, made from 53 bits: the smallest exponentials, which decide the argmax,
         keep their relative precision.
         """
-        counters = torch.arange(1, vocab_size + 1, device=positions.device) * _GOLDEN_GAMMA
-        bits = _mix_(self._keys(positions, stream)[..., None] + counters)
+        bits = _mix_(self.keys(positions, stream)[..., None] + self.counters(vocab_size, positions.device))
         minus_uniform = _shift_right(bits, 11).float().mul_(-(2.0**-53)).clamp_(2.0**-24 - 1, -(2.0**-54))
         return minus_uniform.log1p_().neg_().log_().neg_()
+
+    def counters(self, vocab_size: int, device: torch.device) -> torch.Tensor:
+        """What tells the tokens of a vocabulary apart: [V] int64."""
+        return torch.arange(1, vocab_size + 1, device=device) * _GOLDEN_GAMMA
+
+
+class TabledRNG(CounterRNG):
+    """The same numbers, made once for all positions below `length`, so that a decoding step only looks them up.
+
+    seeds: [B] int64. table: [streams, B, length] int64, the bits by position. uniforms: [streams, B, length] float64.
+    tokens: [V] int64, as of `counters`. All are overwritten in place by `fold_in`, so that a recorded step finds them.
+    """
+
+    def __init__(self, seeds: torch.Tensor, length: int, vocab_size: int):
+        super().__init__(seeds)
+        self.positions = torch.arange(length, device=seeds.device)[None]
+        self.streams = torch.arange(1, STREAMS + 1, device=seeds.device)[:, None]
+        self.tokens = super().counters(vocab_size, seeds.device)
+        self.table = torch.empty(STREAMS, len(seeds), length, dtype=torch.long, device=seeds.device)
+        self.uniforms = torch.empty(self.table.shape, dtype=torch.double, device=seeds.device)
+        self._fill()
+
+    def _fill(self) -> None:
+        self.table.copy_(_keys(self.seeds * _GOLDEN_GAMMA + self.streams, self.positions))
+        self.uniforms.copy_(_shift_right(self.table, 11)).mul_(2.0**-53)
+
+    def keys(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
+        return self.table[stream].gather(1, positions)
+
+    def uniform(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
+        return self.uniforms[stream].gather(1, positions)
+
+    def counters(self, vocab_size: int, device: torch.device) -> torch.Tensor:
+        return self.tokens
+
+    def fold_in(self) -> None:
+        """New numbers for the same rows, derived from these."""
+        self.seeds.copy_(_mix_(self.seeds * _GOLDEN_GAMMA - 1))
+        self._fill()
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Drop all rows except `rows` [B'] (indices)."""
+        self.seeds, self.table, self.uniforms = self.seeds[rows], self.table[:, rows], self.uniforms[:, rows]
 
 
 class GumbelSampler:

@@ -1,28 +1,48 @@
-"""`DecodeState`: the tokens of a batch in rank order, how many of them are decided, and the key/value cache."""
+"""`DecodeState`: the tokens of a batch in rank order, how many of them are decided, and the loop of decoding steps.
 
-from collections.abc import Sequence
-from typing import cast
+A step is a function of the state on tensors of fixed shape: it evaluates the network, decides tokens in place, and
+returns its outcome as a tensor, without waiting for a value. The host looks at outcomes after a number of steps, counts
+them, and takes finished rows out of the batch; until then they idle. On a CPU a look costs nothing, so it comes after
+every step, and the next window can be as narrow as the longest row allows.
+"""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from asarm.models.backbone import AnyOrderModel
-from asarm.models.compiled import DecodingModel
+from asarm.models.compiled import CompiledModel, DecodingModel, rounded
 from asarm.models.rank_order import rank_order
 from asarm.sampling.config import SamplerConfig
-from asarm.sampling.counter_rng import TOKEN, CounterRNG, GumbelSampler, InverseCDFSampler, TokenSampler
+from asarm.sampling.counter_rng import TOKEN, GumbelSampler, InverseCDFSampler, TabledRNG, TokenSampler
 from asarm.sampling.result import SampleResult, TraceStep
 from asarm.sampling.verification import VERIFICATION_RULES, DraftWindow, Verdict
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.open_gaps import exclude_gap_end, gap_sizes_from, open_targets
 
+# Steps from one look to the next on devices where looking makes the host wait.
+FEWEST_STEPS, MOST_STEPS = 4, 32
+
+
+Evaluations = Callable[[np.ndarray], np.ndarray | int]
+
+
+def one_evaluation(size: np.ndarray) -> int:
+    """The network function evaluations of a step, whatever the numbers of drafts."""
+    return 1
+
 
 class DecodeState:
-    """The unfinished rows of a batch (B shrinks as rows are finished), and the results of all of them.
+    """The rows of a batch that are being decoded (B shrinks as rows are finished), and the results of all of them.
 
     tokens, positions: [B, R] int64 in rank order; ranks past a row's end, and from `width` on, are scratch.
     decoded: [B] int64, ranks whose tokens are decided: they are 0 .. decoded - 1. total: [B] int64, ranks of the row.
-    rows: [B] int64, index of each row in the input.
+    uncached: how many decided ranks of a row the cache lacks, at most; the prompt before the first step, then one.
+    longest: how many ranks were still to be decoded in the longest row when the host last looked.
+    sees_values: whether the host reads tensors without waiting for a device.
     may_end: [B, R] bool, ranks of gaps of unknown length (see `asarm.tokenization.open_gaps`). rest: [B, R] int64, how
         many ranks of its gap come after each rank.
     """
@@ -40,35 +60,100 @@ class DecodeState:
         """window, lookahead: maxima of drafts verified at once, and of ranks, from the next one on, queried at once."""
         order = rank_order(batch.given, batch.target)
         count, length = batch.tokens.shape
-        self.model, self.config = cast(AnyOrderModel, model), config  # a compiled one has the same methods
+        device = batch.tokens.device
+        self.compiler = model if isinstance(model, CompiledModel) else None
+        self.model: AnyOrderModel = model.model if isinstance(model, CompiledModel) else model
+        self.config = config
+        self.sees_values = device.type == "cpu" and self.compiler is None
         self.total, self.decoded = order.length, order.prompt_length.clone()
-        self.width = width = int(self.total.max())
-        scratch = (0, lookahead)  # for the ranks past its end that the last rank of a row looks ahead to
+        total, prompt = torch.stack((order.length, order.prompt_length)).cpu().numpy()  # [B] each
+        self.width = width = int(total.max())
+        self.uncached, self.has_read_prompt = int(prompt.max()), False
+        # Scratch is for the ranks past its end that the last rank of a row looks ahead to.
+        size = width + lookahead if self.compiler is None else rounded(width + lookahead)  # R
+        scratch = (0, size - width)
         self.positions = F.pad(order.order[:, :width], scratch)
         self.tokens = F.pad(batch.tokens.gather(1, order.order)[:, :width], scratch)
         self.contexts = F.pad(order.content_context()[:, :width], scratch)
+        self.columns = torch.arange(size, device=device)
         self.gap_end = self.model.config.gap_end_token_id
         may_end = open_targets(batch, self.gap_end)
+        self.has_open_gaps = self.gap_end is not None and bool(may_end.any())
         rest = (gap_sizes_from(batch) - 1).clamp(min=0)
         self.may_end, self.rest = (F.pad(one.gather(1, order.order)[:, :width], scratch) for one in (may_end, rest))
-        self.rows = torch.arange(count, device=batch.tokens.device)
-        self.rng = CounterRNG.from_seeds(seeds, batch.tokens.device)
-        self.cache = self.model.new_cache(count, width, length)
-        self.window = window
+        span = length if self.compiler is None else rounded(length)
+        self.rng = TabledRNG(torch.tensor(list(seeds), device=device), span, self.model.config.vocab_size)
+        self.cache = self.model.new_cache(count, size, span, static=not self.sees_values)
+        self.by_row: list[Any] = []  # what else has rows
+        self.rows = np.arange(count)  # of the input
+        self.remaining_seen = total - prompt  # when the host last looked
+        self.outcomes: list[torch.Tensor] = []  # of the steps since
         self.result = SampleResult(
             tokens=batch.tokens.clone() if self.gap_end is None else batch.tokens.masked_fill(may_end, self.gap_end),
             nfe=torch.zeros(count, dtype=torch.long),
-            targets=batch.target.sum(1).cpu(),
+            targets=torch.from_numpy(total - prompt),
             proposed=torch.zeros(count, window, dtype=torch.long),
             accepted=torch.zeros(count, window, dtype=torch.long),
             seconds=0.0,
             trace=[[] for _ in seeds] if trace else None,
         )
+        if self.compiler is not None:
+            self.compiler.start_batch(size)
+            self.compiler.adopt(self)
+        for part in (self.rng, self.cache):
+            self.add_rows(part)
+
+    def add_rows(self, part: Any) -> None:
+        """Keep a part of the state, which has rows of its own, in step with the batch.
+
+        part: has a method `keep_rows` that drops all rows except some, by their indices [B'].
+        """
+        self.by_row.append(part)
+        if self.compiler is not None:
+            self.compiler.adopt(part)
+
+    def run(
+        self,
+        step: Callable[["DecodeState"], torch.Tensor],
+        most: int,
+        evaluations: Evaluations = one_evaluation,
+    ) -> SampleResult:
+        """Repeat a step until all rows are finished.
+
+        step: decides from 1 to `most` tokens of each row that is left; returns what `commit` does.
+        evaluations: the network function evaluations of a step, by the numbers of drafts of its rows.
+        """
+        while self.unfinished:
+            for _ in range(self.steps_before_look(most)):
+                self.step(step)
+            self.look(evaluations)
+        return self.result
+
+    def step(self, step: Callable[..., torch.Tensor], *arguments: Any) -> None:
+        """One step, see `run`. arguments: what it takes beside the state."""
+        is_first = not self.has_read_prompt
+        if self.compiler is None or is_first or self.result.trace is not None:
+            self.outcomes.append(step(self, *arguments))
+        else:
+            self.outcomes.append(self.compiler.run(step, self, *arguments))
+        self.uncached, self.has_read_prompt = 1, True
 
     @property
     def unfinished(self) -> bool:
         """Whether any row is left."""
         return len(self.rows) > 0
+
+    @property
+    def longest(self) -> int:
+        """Ranks still to be decoded in the longest row, when the host last looked."""
+        return int(self.remaining_seen.max())
+
+    def steps_before_look(self, most: int) -> int:
+        """How many steps to make before looking whether rows are finished: as many as the longest row needs at least,
+        but not too few of them, as each look makes the host wait, nor too many, as gaps may end early."""
+        if self.sees_values or self.result.trace is not None:
+            return 1
+        return max(FEWEST_STEPS, min(-(-self.longest // most), MOST_STEPS))
 
     @property
     def remaining(self) -> torch.Tensor:
@@ -77,20 +162,23 @@ class DecodeState:
 
     def next_ranks(self, count: int) -> torch.Tensor:
         """The next `count` ranks of each row, even past its end: [B, count] int64."""
-        return self.decoded[:, None] + torch.arange(count, device=self.rows.device)
+        return self.decoded[:, None] + self.columns[:count]
 
-    def query_states(self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+    def query_states(
+        self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor, count: int
+    ) -> torch.Tensor:
         """One function evaluation: final states [B, Q, E] of queries for `ranks` that see `contexts` ranks.
 
-        content_length: [B] int64; tokens of the ranks before it, drafts included, enter the cache.
-        ranks, contexts: [B, Q] int64.
+        content_length: [B] int64; tokens of the ranks before it, drafts included, enter the cache: at most `count` new
+        ones in a row. ranks, contexts: [B, Q] int64.
         """
-        start = self.cache.lengths
-        new_ranks = start[:, None] + torch.arange(int((content_length - start).max()), device=start.device)  # [B, C]
+        new_ranks = (
+            self.cache.lengths[:, None] + self.columns[:count]
+        )  # [B, C], those beyond content_length are scratch
         states = self.model.hidden(
             self.tokens.gather(1, new_ranks),
             self.positions.gather(1, new_ranks),
-            self.contexts.gather(1, new_ranks).minimum(content_length[:, None]),
+            self.contexts.gather(1, new_ranks),
             self.positions.gather(1, ranks),
             contexts.minimum(content_length[:, None]),
             self.cache,
@@ -109,16 +197,20 @@ class DecodeState:
         return self._log_softmax(logits, ranks, self.config.draft_temperature or self.config.temperature)
 
     def _log_softmax(self, logits: torch.Tensor, ranks: torch.Tensor, temperature: float) -> torch.Tensor:
-        logits = logits.float() / temperature
-        if self.gap_end is not None:
+        logits = logits.float()
+        if temperature != 1:
+            logits = logits / temperature
+        if self.has_open_gaps:
             exclude_gap_end(logits, self.may_end.gather(1, ranks), self.gap_end)
+        elif self.gap_end is not None:
+            logits[..., self.gap_end] = float("-inf")
         return torch.log_softmax(logits, dim=-1)
 
     def query_log_probs(
-        self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor
+        self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor, count: int
     ) -> torch.Tensor:
         """One function evaluation: log-probs [B, Q, V] of the tokens at `ranks`; arguments as in `query_states`."""
-        return self.log_probs(self.query_states(content_length, ranks, contexts), ranks)
+        return self.log_probs(self.query_states(content_length, ranks, contexts, count), ranks)
 
     def token_sampler(self, positions: torch.Tensor) -> TokenSampler:
         """What drafts for these positions [B, K] must be drawn with, for the verification rule to be exact."""
@@ -139,7 +231,7 @@ class DecodeState:
     ) -> DraftWindow:
         """The window of drafts for the next ranks. A draft that ends a gap before its last rank is the last of its row:
         the rest of the gap is not there to be verified."""
-        if self.gap_end is not None:
+        if self.has_open_gaps:
             ranks = self.next_ranks(tokens.shape[1])  # [B, K]
             ends = ((tokens == self.gap_end) & self.may_end.gather(1, ranks) & (self.rest.gather(1, ranks) > 0)).long()
             size = size.minimum((ends.cumsum(1) - ends == 0).sum(1))
@@ -150,7 +242,7 @@ class DecodeState:
         rule = VERIFICATION_RULES[self.config.coupling]
         verdict = rule(window, log_p, self.rng, self.config.tolerance)
         if self.config.coupling == "block":  # whose numbers must not be used twice
-            self.rng = self.rng.fold_in()
+            self.rng.fold_in()
         return verdict
 
     def commit(
@@ -159,81 +251,99 @@ class DecodeState:
         size: torch.Tensor,
         accepted: torch.Tensor,
         next_tokens: torch.Tensor,
-        evaluations: torch.Tensor | int = 1,
+        columns: int,
     ) -> torch.Tensor:
-        """Decide the tokens of one iteration: accepted drafts, and the next token after them.
+        """Decide the tokens of one step: accepted drafts, and the next token after them.
 
-        drafts: [B, K] int64, at the next K ranks, of which the first size [B] were verified and accepted [B] kept.
-        next_tokens: [B] int64; ignored where all K ranks, or all up to the row's end, are decided by drafts, and where
-            the last accepted draft ends a gap early.
-        evaluations: function evaluations it took, of each row [B] or of all.
+        drafts: [B, W] int64, at the next ranks, of which the first size [B] were verified and accepted [B] kept.
+        next_tokens: [B] int64; ignored where all verified columns, or all ranks up to the row's end, are decided by
+            drafts, and where the last accepted draft ends a gap early.
 
         The cache keeps the content of accepted drafts; what it may hold after those is of rejected ones. Where the last
         decided token ends a gap, the rest of the gap is taken out of the row.
-        Returns the indices [B'] of the rows that are left; finished ones move to the result.
+        Returns the outcome for `look`, [3 or 4, B] int64: sizes, accepted drafts, ranks that remain, and, if any row
+        has gaps of unknown length, ranks that were taken out.
         """
-        rank = (self.decoded + accepted)[:, None]  # of the next token
-        ended_by_draft = (accepted > 0) & (self._rest_of_ended_gap(self.decoded + accepted) > 0)
-        added = (accepted < self.remaining.clamp(max=drafts.shape[1])) & ~ended_by_draft  # [B] bool
-        self.write_drafts(rank, torch.where(added[:, None], next_tokens[:, None], self.tokens.gather(1, rank)))
-        rest = self._rest_of_ended_gap(self.decoded + accepted + added)  # [B]
-        self._count(size, accepted, evaluations, rest)
+        added = accepted < self.remaining.clamp(max=columns)  # [B] bool
+        kept = self.decoded.add_(accepted)  # [B], now the rank of the next token
+        if self.has_open_gaps:
+            added &= ~((accepted > 0) & (self._rest_of_ended_gap() > 0))
+        self.write_drafts(kept[:, None], next_tokens[:, None])  # where it is not added, the rank is not decided
+        self.cache.lengths.clamp_(max=kept)
+        self.decoded.add_(added)
+        outcome = [size, accepted, self.total - self.decoded]
+        if self.has_open_gaps:
+            rest = self._rest_of_ended_gap()  # [B]
+            outcome = [size, accepted, outcome[2] - rest, rest]
         if self.result.trace is not None:
-            self._record_trace(self.result.trace, drafts, size, accepted, added, rest)
-        self.cache.set_lengths(torch.minimum(self.cache.lengths, self.decoded + accepted))
-        self.decoded = self.decoded + accepted + added
-        self._take_out(rest)
-        return self.retire_finished()
+            self._record_trace(self.result.trace, drafts, size, accepted, added, outcome[3:])
+        if self.has_open_gaps:
+            self._take_out(outcome[3])
+        return torch.stack(outcome)
 
-    def _rest_of_ended_gap(self, decoded: torch.Tensor) -> torch.Tensor:
-        """How many ranks from decoded [B] (at least 1) on are left of a gap that the token before has ended: [B]."""
-        if self.gap_end is None:
-            return torch.zeros_like(decoded)
-        last = (decoded - 1).clamp(min=0)[:, None]
+    def _rest_of_ended_gap(self) -> torch.Tensor:
+        """How many ranks are left of a gap that the last decoded token has ended: [B] int64."""
+        last = (self.decoded - 1).clamp(min=0)[:, None]
         ended = (self.tokens.gather(1, last) == self.gap_end) & self.may_end.gather(1, last)
+        ended &= self.remaining[:, None] > 0  # of a row that is finished nothing is left
         return torch.where(ended, self.rest.gather(1, last), 0)[:, 0]
 
     def _take_out(self, count: torch.Tensor) -> None:
         """Take the next count [B] ranks out of their rows: later ones move up, and they come last, before scratch."""
-        if self.gap_end is None or not count.any():
+        if self.sees_values and not count.any():
             return
-        ranks = torch.arange(self.tokens.shape[1], device=count.device)
+        ranks = self.columns
         taken = (ranks >= self.decoded[:, None]) & (ranks < (self.decoded + count)[:, None])  # [B, R]
         order = (taken | (ranks >= self.width)).byte().argsort(dim=1, stable=True)
-        for name in ("tokens", "positions", "may_end", "rest"):
-            setattr(self, name, getattr(self, name).gather(1, order))
-        self.total = self.total - count
+        for part in (self.tokens, self.positions, self.may_end, self.rest):
+            part.copy_(part.gather(1, order))
+        self.total -= count
 
-    def retire_finished(self) -> torch.Tensor:
-        """Move finished rows to the result and out of the batch, where they would only cost time.
+    def look(self, evaluations: Evaluations = one_evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Read the outcomes of the steps since the last look, count, and take finished rows out of the batch.
 
-        Returns the indices [B'] of the rows that are left.
+        Returns, for each step, sizes and accepted drafts [B'] of the rows that were not finished before it.
         """
-        finished = self.decoded >= self.total
-        kept = (~finished).nonzero()[:, 0]
-        if finished.any():
-            for row in finished.nonzero()[:, 0].tolist():
-                total = int(self.total[row])
-                self.result.tokens[self.rows[row], self.positions[row, :total]] = self.tokens[row, :total]
-            for name in ("tokens", "positions", "contexts", "may_end", "rest", "total", "decoded", "rows"):
-                setattr(self, name, getattr(self, name)[kept])
-            self.rng = self.rng.select(kept)
-            self.cache.keep_rows(kept)
-        return kept
+        nfe, targets, proposed, accepted = (
+            part.numpy() for part in (self.result.nfe, self.result.targets, self.result.proposed, self.result.accepted)
+        )
+        column, steps = np.arange(proposed.shape[1]), []
+        for outcome in torch.stack(self.outcomes).cpu().numpy():
+            active = self.remaining_seen > 0
+            rows, (size, kept) = self.rows[active], outcome[:2, active]
+            nfe[rows] += evaluations(size)
+            proposed[rows] += (column <= kept[:, None]) & (column < size[:, None])
+            accepted[rows] += column < kept[:, None]
+            if self.has_open_gaps:
+                targets[rows] -= outcome[3, active]
+            self.remaining_seen = outcome[2]
+            steps.append((size, kept))
+        self.outcomes.clear()
+        left = self.remaining_seen > 0
+        # A batch of another size is another recorded graph on a device; idle rows cost little there.
+        if not left.all() and (self.sees_values or 2 * left.sum() <= len(left)):
+            self._keep_rows(left)
+        return steps
 
-    def _count(
-        self, size: torch.Tensor, accepted: torch.Tensor, evaluations: torch.Tensor | int, rest: torch.Tensor
-    ) -> None:
-        """Add one iteration to the counts of the result. size, accepted: [B] drafts. rest: [B] targets not drawn."""
-        rows = self.rows.cpu()  # all different
-        if self.gap_end is not None:
-            self.result.targets[rows] -= rest.cpu()
-        self.result.nfe[rows] += evaluations.cpu() if isinstance(evaluations, torch.Tensor) else evaluations
-        if self.window == 0:
-            return
-        column = torch.arange(self.window, device=size.device)
-        self.result.proposed[rows] += ((column <= accepted[:, None]) & (column < size[:, None])).cpu()
-        self.result.accepted[rows] += (column < accepted[:, None]).cpu()
+    def _keep_rows(self, left: np.ndarray) -> None:
+        """Move the tokens of all rows but those that are left [B] (bool) to the result, and out of the batch."""
+        device = self.tokens.device
+        done = np.flatnonzero(~left)
+        parts = np.concatenate((self.rows[done], done, np.flatnonzero(left)))
+        rows, done, kept = torch.from_numpy(parts).to(device).split((len(done), len(done), len(left) - len(done)))
+        positions, tokens = (part[done, : self.width] for part in (self.positions, self.tokens))  # [B', R]
+        result = self.result.tokens[rows]
+        is_decided = self.columns[: self.width] < self.total[done][:, None]
+        tokens = torch.where(is_decided, tokens, result.gather(1, positions))
+        self.result.tokens[rows] = result.scatter(1, positions, tokens)
+        self.rows, self.remaining_seen = self.rows[left], self.remaining_seen[left]
+        for name in ("tokens", "positions", "contexts", "may_end", "rest", "total", "decoded"):
+            setattr(self, name, getattr(self, name)[kept])
+        for part in self.by_row:
+            part.keep_rows(kept)
+        if self.compiler is not None:
+            for part in (self, *self.by_row):
+                self.compiler.adopt(part)
 
     def _record_trace(
         self,
@@ -242,13 +352,14 @@ class DecodeState:
         size: torch.Tensor,
         accepted: torch.Tensor,
         added: torch.Tensor,
-        rest: torch.Tensor,
+        rest: list[torch.Tensor],
     ) -> None:
-        """Append one iteration to the trace of each row; arguments as in `commit`, before its tokens are decided.
-        rest: [B], ranks after these that an ended gap leaves."""
-        numbers = zip(*(one.tolist() for one in (drafts, size, accepted, added, rest)), strict=True)
+        """Append one iteration to the trace of each row; arguments as in `commit`, once its tokens are decided.
+        rest: [B], ranks after these that an ended gap leaves, if any can end."""
+        removed = rest[0] if rest else torch.zeros_like(size)
+        numbers = zip(*(one.tolist() for one in (drafts, size, accepted, added, removed)), strict=True)
         for row, (draft, proposed, kept, has_next, left) in enumerate(numbers):
-            first = int(self.decoded[row])
+            first = int(self.decoded[row]) - kept - has_next
             positions = self.positions[row, first:].tolist()
             pairs = [(positions[kept], int(self.tokens[row, first + kept]))] if has_next else []
             after = kept + len(pairs)

@@ -20,7 +20,12 @@ def drafts_by_recurrent_head(state: DecodeState) -> bool:
 
 
 def without_left(state: DecodeState, count: int) -> list[bool]:
-    """For each of the `count` ranks after the next: whether in any row the rank before is not its left neighbour."""
+    """For each of the `count` ranks after the next: whether in any row the rank before is not its left neighbour.
+
+    Where values cannot be seen this may be so for all of them.
+    """
+    if not state.sees_values:
+        return [True] * count
     ranks = state.next_ranks(count + 1)
     positions = state.positions.gather(1, ranks)
     is_apart = (positions[:, 1:] != positions[:, :-1] + 1) & (ranks[:, 1:] < state.total[:, None])

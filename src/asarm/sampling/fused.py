@@ -13,9 +13,9 @@ queries, E width of states, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from asarm.models.compiled import DecodingModel
@@ -36,8 +36,8 @@ class WindowPolicy(Protocol):
     max_k: int
     k: int
 
-    def update(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
-        """Record an iteration: of size [B] drafts the first accepted [B] were accepted."""
+    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
+        """Record a step: of size [B] drafts of the rows the first accepted [B] were accepted, int64."""
 
 
 class FixedWindow:
@@ -46,21 +46,45 @@ class FixedWindow:
     def __init__(self, k: int):
         self.max_k = self.k = k
 
-    def update(self, size: torch.Tensor, accepted: torch.Tensor) -> None:
+    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
         """No change."""
 
 
-@dataclass
-class DraftStates:
-    """What the next window is drafted from.
+class NextWindow:
+    """What the next window is drafted from, as one step prepares it for the next.
 
-    size: [B] int64, its drafts. states: [B, at least W, E], of their queries; those past a row's size are ignored.
-    previous: [B, 1, E], the state that the token before the window was drawn from.
+    size: [B] int64, its drafts in each row. states: [B, max_k, E], of their queries; those past a row's size are
+    ignored. previous: [B, 1, E], the state that the token before the window was drawn from.
     """
 
-    size: torch.Tensor
-    states: torch.Tensor
-    previous: torch.Tensor
+    def __init__(self, state: DecodeState, max_k: int):
+        """Before the first function evaluation there is nothing to draft from."""
+        weight, _ = state.model.output_layer()
+        dtype = state.model.compute_dtype
+        self.size = torch.zeros_like(state.decoded)
+        self.states = torch.zeros(len(self.size), max_k, weight.shape[1], dtype=dtype, device=weight.device)
+        self.previous = self.states.new_zeros(len(self.size), 1, weight.shape[1])
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Drop all rows except `rows` [B'] (indices)."""
+        self.size, self.states, self.previous = self.size[rows], self.states[rows], self.previous[rows]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a step: its window has `drafts` drafts at most, and the one that it prepares `prepared`.
+
+    asked: the ranks, from the one after the next on, that a recurrent head needs drafting queries for.
+    """
+
+    drafts: int
+    prepared: int
+    asked: tuple[int, ...]
+
+    @property
+    def columns(self) -> int:
+        """K."""
+        return self.drafts + 1
 
 
 def sample_fused(
@@ -75,116 +99,121 @@ def sample_fused(
 
     policy: lengths of windows; without one they have config.k drafts.
     """
-    policy = policy or FixedWindow(config.k)
-    state = fused_state(model, batch, config, seeds, trace, policy.max_k)
-    draft_states = no_drafts(state)
-    while state.unfinished:
-        draft_states = fused_step(state, draft_states, policy)
-    return state.result
+    decoding = FusedDecoding(model, batch, config, seeds, trace, policy or FixedWindow(config.k))
+    while decoding.state.unfinished:
+        for _ in range(decoding.state.steps_before_look(decoding.policy.k + 1)):
+            decoding.step()
+        decoding.look()
+    return decoding.state.result
 
 
-def fused_state(
-    model: DecodingModel, batch: InfillBatch, config: SamplerConfig, seeds: Sequence[int], trace: bool, max_k: int
-) -> DecodeState:
-    """The state before the first `fused_step`, for windows of at most max_k drafts."""
-    return DecodeState(model, batch, config, seeds, trace, window=max_k, lookahead=2 * max_k + 1)
+class FusedDecoding:
+    """The loop of steps, and the shapes that it chooses for them."""
+
+    def __init__(
+        self,
+        model: DecodingModel,
+        batch: InfillBatch,
+        config: SamplerConfig,
+        seeds: Sequence[int],
+        trace: bool,
+        policy: WindowPolicy,
+    ):
+        self.policy, longest = policy, policy.max_k
+        self.state = DecodeState(model, batch, config, seeds, trace, window=longest, lookahead=2 * longest + 1)
+        self.window = NextWindow(self.state, longest)
+        self.state.add_rows(self.window)
+        self.prepared = 0  # drafts of the next window
+
+    def step(self) -> None:
+        """One step."""
+        shape = self.shape()
+        self.state.step(fused_step, self.window, shape)
+        self.prepared = shape.prepared
+
+    def look(self) -> None:
+        """See what came of the steps since the last look, see `DecodeState.look`."""
+        for size, accepted in self.state.look():
+            self.policy.update(size, accepted)
+
+    def shape(self) -> Shape:
+        """The shape of the next step. Where values can be seen nothing is asked for that no row has ranks for."""
+        state, drafts, prepared = self.state, self.prepared, self.policy.k
+        if state.sees_values:
+            drafts, prepared = min(drafts, state.longest), max(0, min(prepared, state.longest - 1))
+        if not drafts_by_recurrent_head(state):
+            return Shape(drafts, prepared, ())
+        apart = without_left(state, drafts + prepared if prepared else 0)
+        return Shape(drafts, prepared, tuple(index for index, is_apart in enumerate(apart) if is_apart))
 
 
-def no_drafts(state: DecodeState) -> DraftStates:
-    """Before the first function evaluation there is nothing to draft from."""
-    return DraftStates(torch.zeros_like(state.decoded), torch.empty(0), torch.empty(0))
+def fused_step(state: DecodeState, window: NextWindow, shape: Shape) -> torch.Tensor:
+    """Draft, verify and commit a window, and prepare the next one: an outcome of `DecodeState.commit`."""
+    ranks = state.next_ranks(shape.columns)  # [B, K]
+    drafted = _draft(state, window, shape, ranks)
+    states = _evaluate(state, drafted.size, shape, ranks)  # [B, K + Q, E]
+    log_p = state.log_probs(states[:, : shape.columns], ranks)  # [B, K, V]
+    accepted, next_tokens = state.verify(drafted, log_p)  # [B] each
+    _prepare(state, window, shape, states, accepted)
+    outcome = state.commit(drafted.tokens, drafted.size, accepted, next_tokens, shape.columns)
+    window.size.copy_(outcome[2].clamp(max=shape.prepared))
+    if state.has_open_gaps:  # what was prepared for the ranks after the end of a gap is for none that are left
+        window.size.masked_fill_(outcome[3] > 0, 0)
+    return outcome
 
 
-def fused_step(state: DecodeState, draft_states: DraftStates, policy: WindowPolicy) -> DraftStates:
-    """One iteration: draft, evaluate, verify, commit. Returns the states from which the next window is drafted."""
-    window = _draft(state, draft_states)
-    columns = window.tokens.shape[1]  # K
-    queries = _drafting_queries(state, columns, policy.k)
-    states = _evaluate(state, window.size, columns, queries)  # [B, K + Q, E]
-    log_p = state.log_probs(states[:, :columns], state.next_ranks(columns))  # [B, K, V]
-    accepted, next_tokens = state.verify(window, log_p)  # [B] each
-    policy.update(window.size, accepted)
-    new = _select(states, columns, queries, accepted)
-    total = state.total
-    kept = state.commit(window.tokens, window.size, accepted, next_tokens)  # [B'], rows that are left
-    # Where a gap has ended early, what was prepared for the ranks after it is for none that are left.
-    size = new.size[kept].minimum(state.remaining).masked_fill(state.total < total[kept], 0)
-    return DraftStates(size, new.states[kept], new.previous[kept])
-
-
-def _draft(state: DecodeState, draft_states: DraftStates) -> DraftWindow:
-    """Draw the drafts of the window, and write them to the state. The last of its K columns never has a draft."""
-    size = draft_states.size
-    width = int(size.max())
-    ranks = state.next_ranks(width + 1)  # [B, K]
+def _draft(state: DecodeState, window: NextWindow, shape: Shape, ranks: torch.Tensor) -> DraftWindow:
+    """Draw the drafts of the window, ranks [B, K], and write them to the state. The last column never has a draft."""
     positions = state.positions.gather(1, ranks)
     sampler = state.token_sampler(positions)
-    tokens = torch.zeros_like(ranks)
-    log_q = torch.full((*ranks.shape, state.model.config.vocab_size), float("-inf"), device=ranks.device)
-    if width > 0:
-        drafts = slice(width)
-        states = draft_states.states[:, drafts]
-        if drafts_by_head(state):
-            tokens[:, drafts], log_q[:, drafts] = draft_by_head(
-                state, sampler, ranks[:, drafts], states, draft_states.previous
-            )
-        else:
-            log_q[:, drafts] = state.draft_log_probs(states, ranks[:, drafts])
-            tokens[:, drafts] = sampler.draw(log_q[:, drafts], drafts)
-            state.write_drafts(ranks[:, drafts], tokens[:, drafts])
-    window = state.draft_window(tokens, size, log_q, positions, sampler)
-    log_q.masked_fill_(~window.has_draft()[..., None], float("-inf"))  # in rows with fewer drafts
-    return window
+    ranks = ranks[:, : shape.drafts]
+    states = window.states[:, : shape.drafts]
+    if drafts_by_head(state):
+        tokens, log_q = draft_by_head(state, sampler, ranks, states, window.previous)
+    else:
+        log_q = state.draft_log_probs(states, ranks)
+        tokens = sampler.draw(log_q, slice(shape.drafts))
+        state.write_drafts(ranks, tokens)
+    return state.draft_window(tokens, window.size, log_q, positions, sampler)
 
 
-@dataclass
-class DraftingQueries:
-    """The queries of one evaluation that prepare the next window, for each number a = 0 .. W of accepted drafts.
+def _evaluate(state: DecodeState, size: torch.Tensor, shape: Shape, verifying: torch.Tensor) -> torch.Tensor:
+    """The function evaluation of a step: final states [B, K + Q, E].
 
-    ranks, contexts: Q each, beyond the decided ranks n. sizes[a]: how many drafts the window after a accepted ones has
-    at most. starts[a]: where its queries begin in `indices`, which has their numbers; where a draft needs none, any.
+    The first K verify the columns of the window, ranks [B, K]. Then come the drafting queries: for each number a of
+    accepted drafts those of the window after it; of a recurrent head those of `asked`, which serve all a.
     """
-
-    ranks: list[int]
-    contexts: list[int]
-    sizes: list[int]
-    starts: list[int]
-    indices: list[int]
-
-
-def _drafting_queries(state: DecodeState, columns: int, k: int) -> DraftingQueries:
-    """Queries for windows of k drafts, or fewer where even the longest row has fewer ranks left after the a accepted
-    drafts and the token after those."""
-    remaining = int(state.remaining.max())
-    sizes = [max(0, min(k, remaining - 1 - accepted)) for accepted in range(columns)]
+    ranks = contexts = verifying
     if drafts_by_recurrent_head(state):
-        most = max(accepted + size for accepted, size in enumerate(sizes))
-        is_asked = without_left(state, most)
-        ranks = [index + 1 for index in range(most) if is_asked[index]]
-        indices = [max(0, count - 1) for count in accumulate(map(int, is_asked))]
-        return DraftingQueries(ranks, [0] * len(ranks), sizes, list(range(columns)), indices)
-    ranks = [accepted + 1 + index for accepted, size in enumerate(sizes) for index in range(size)]
-    contexts = [accepted for accepted, size in enumerate(sizes) for _ in range(size)]
-    return DraftingQueries(ranks, contexts, sizes, [0, *accumulate(sizes)][:-1], list(range(len(ranks))))
+        if shape.asked:
+            ranks = torch.cat((ranks, *(state.decoded[:, None] + 1 + index for index in shape.asked)), dim=1)
+            contexts = torch.cat((contexts, verifying[:, :1].expand(-1, len(shape.asked))), dim=1)
+    elif shape.prepared:
+        after = verifying[:, :, None].expand(-1, -1, shape.prepared)  # [B, K, prepared], contexts
+        ranks = torch.cat((ranks, (after + state.columns[1 : shape.prepared + 1]).flatten(1)), dim=1)
+        contexts = torch.cat((contexts, after.flatten(1)), dim=1)
+    return state.query_states(state.decoded + size, ranks, contexts, state.uncached + shape.drafts)
 
 
-def _evaluate(state: DecodeState, size: torch.Tensor, columns: int, queries: DraftingQueries) -> torch.Tensor:
-    """The function evaluation of an iteration: final states [B, K + Q, E].
-
-    The first K verify the columns of the window. Then come the drafting queries.
-    """
-    verifying = list(range(columns))
-    offsets = torch.tensor([verifying + queries.ranks, verifying + queries.contexts], device=size.device)
-    rank, context = state.decoded[:, None] + offsets[:, None]  # [B, K + Q] each
-    return state.query_states(state.decoded + size, rank, context)
-
-
-def _select(states: torch.Tensor, columns: int, queries: DraftingQueries, accepted: torch.Tensor) -> DraftStates:
-    """Of the states [B, K + Q, E] of an evaluation those that the actual outcome needs: accepted [B] drafts."""
-    size, start = torch.tensor([queries.sizes, queries.starts], device=accepted.device)[:, accepted]  # [B] each
-    index = start[:, None] + torch.arange(int(size.max()), device=size.device)  # [B, W']
-    indices = torch.tensor(queries.indices, dtype=torch.long, device=size.device)
-    indices = columns + indices[index.clamp(max=max(0, len(indices) - 1))]
-    index = torch.cat((accepted[:, None], indices), dim=1).clamp(max=states.shape[1] - 1)
-    found = states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
-    return DraftStates(size, found[:, 1:], found[:, :1])
+def _prepare(
+    state: DecodeState, window: NextWindow, shape: Shape, states: torch.Tensor, accepted: torch.Tensor
+) -> None:
+    """Keep of the states [B, K + Q, E] of an evaluation those that the actual outcome needs: accepted [B] drafts."""
+    rows = torch.arange(len(accepted), device=accepted.device)
+    if drafts_by_head(state):
+        window.previous.copy_(states[rows, accepted][:, None])
+    if shape.prepared == 0:
+        return
+    queries = state.columns[shape.columns : shape.columns + shape.prepared]
+    if not drafts_by_recurrent_head(state):
+        index = accepted[:, None] * shape.prepared + queries  # [B, prepared]
+    elif len(shape.asked) == shape.drafts + shape.prepared:
+        index = accepted[:, None] + queries
+    elif shape.asked:
+        index = accepted[:, None] + state.columns[: shape.prepared]
+        asked = torch.tensor(shape.asked)
+        # Ranks that are not asked for need no query: any state will do.
+        index = shape.columns + torch.searchsorted(asked, index).clamp(max=len(asked) - 1)
+    else:
+        return
+    window.states[:, : shape.prepared] = states[rows[:, None], index]

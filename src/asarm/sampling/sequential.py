@@ -17,11 +17,14 @@ def sample_sequential(
 ) -> SampleResult:
     """Exact; NFE = targets. Arguments as in `asarm.sampling.sample`."""
     state = DecodeState(model, batch, config, seeds, trace, window=0, lookahead=1)
-    while state.unfinished:
-        ranks = state.next_ranks(1)  # [B, 1]
-        log_p = state.query_log_probs(state.decoded, ranks, ranks)  # [B, 1, V]
-        sampler = GumbelSampler(state.rng, state.positions.gather(1, ranks), log_p.shape[-1], TOKEN)
-        tokens = sampler.draw(log_p)  # [B, 1]
-        none = torch.zeros_like(state.decoded)  # [B], drafts
-        state.commit(tokens, none, none, tokens[:, 0])
-    return state.result
+    return state.run(sequential_step, most=1)
+
+
+def sequential_step(state: DecodeState) -> torch.Tensor:
+    """Decide one token of each row: an outcome of `DecodeState.commit`."""
+    ranks = state.next_ranks(1)  # [B, 1]
+    log_p = state.query_log_probs(state.decoded, ranks, ranks, state.uncached)  # [B, 1, V]
+    sampler = GumbelSampler(state.rng, state.positions.gather(1, ranks), log_p.shape[-1], TOKEN)
+    tokens = sampler.draw(log_p)  # [B, 1]
+    none = torch.zeros_like(state.decoded)  # [B], drafts
+    return state.commit(tokens, none, none, tokens[:, 0], columns=1)
