@@ -19,6 +19,7 @@ from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 from asarm.utils.hub_errors import as_input_error, config_errors, download_errors
+from asarm.utils.provenance import why_no_gpu
 from asarm.utils.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -310,6 +311,9 @@ def bundled_names() -> list[str]:
 def pick_device(name: str) -> torch.device:
     """The device of that name; "auto" is a GPU if there is one. Raises InputError when there is no such device."""
     if name == "auto":
+        reason = why_no_gpu()
+        if reason is not None:
+            logger.warning("there is a GPU, but it cannot be used (%s): taking the CPU", reason)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -327,7 +331,7 @@ def pick_dtype(name: str, device: torch.device, large: bool = False) -> torch.dt
     if name not in DTYPES:
         raise InputError(f"unknown dtype {name!r}: choose from {', '.join(DTYPES)}")
     if device.type == "cuda":
-        is_fast = torch.cuda.is_bf16_supported()
+        is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         is_fast = large and device.type == "cpu" and multiplies_bfloat16()
     return DTYPES[name] or (torch.bfloat16 if is_fast else torch.float32)

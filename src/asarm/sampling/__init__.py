@@ -15,6 +15,7 @@ from asarm.sampling.parallel import sample_parallel
 from asarm.sampling.result import SampleResult, TraceStep
 from asarm.sampling.sequential import sample_sequential
 from asarm.tokenization.batch import InfillBatch
+from asarm.utils.errors import first_line
 
 SAMPLERS: dict[str, Callable[..., SampleResult]] = {
     "sequential": sample_sequential,
@@ -47,7 +48,8 @@ def sample(
         its text is; its cost depends on the clock, too.
     trace: whether to keep all drafts and what became of them.
 
-    Raises ValueError for shapes that do not fit, a position that is both given and a target, or a row without targets.
+    Raises ValueError for shapes that do not fit, a position that is both given and a target, or a row without targets,
+    and MemoryError, with the batch size to try, where the device has too little memory.
     """
     if not tokens.shape == given.shape == target.shape:
         raise ValueError(f"tokens, given and target differ in shape: {tokens.shape}, {given.shape}, {target.shape}")
@@ -62,7 +64,11 @@ def sample(
     if config.adaptive:
         extra["policy"] = adaptive_window_for(model, batch, length, config)
     start = _synchronised_time(model.device)
-    result = SAMPLERS[config.sampler](model, InfillBatch(tokens, given, target), config, seeds, trace, **extra)
+    try:
+        result = SAMPLERS[config.sampler](model, InfillBatch(tokens, given, target), config, seeds, trace, **extra)
+    except torch.OutOfMemoryError as error:
+        advice = f"a batch of {batch} sequences is too much: try {batch // 2}" if batch > 1 else "for one sequence"
+        raise MemoryError(f"{first_line(error)[:100]}; {advice}") from error
     result.seconds = _synchronised_time(model.device) - start
     return result
 

@@ -294,4 +294,4 @@ def _write(path: Path, model: AnyOrderModel, codec: TextCodec, config: DraftHead
     else:
         model.save_pretrained(path)
     codec.save_pretrained(path)
-    write_json(path / "draft_head.json", {"settings": flat(config), "acceptance": results} | provenance())
+    write_json(path / "draft_head.json", {"settings": flat(config), "acceptance": results} | provenance(model.device))

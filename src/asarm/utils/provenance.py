@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from asarm.utils.errors import first_line
+
 
 def git_revision() -> str:
     """Commit of the source tree this package runs from, or "unknown" when it was installed as a copy."""
@@ -17,13 +19,38 @@ def git_revision() -> str:
         return "unknown"
 
 
-def provenance() -> dict[str, str]:
-    """Versions and device, to be written with every result."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def device_name(device: torch.device | str | None = None) -> str:
+    """What results were made on. device: None or "auto" is a GPU if there is one."""
+    if device is None or device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def why_no_gpu() -> str | None:
+    """Why torch does not see the GPU whose driver is loaded on this machine; None where nothing is wrong."""
+    if torch.cuda.is_available() or not NVIDIA_DRIVER.exists():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    try:
+        torch.cuda.init()
+    except Exception as error:  # says that the driver is too old, or what else is wrong
+        return first_line(error)
+    return None
+
+
+def provenance(device: torch.device | str | None = None) -> dict[str, str]:
+    """Versions, and the device as in `device_name`, to be written with every result."""
     return {
         "git": git_revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "device": device,
+        "device": device_name(device),
     }
