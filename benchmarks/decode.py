@@ -1,6 +1,9 @@
 """Cost of decoding, compared with the usual implementation without a cache, and with a left-to-right model.
 
     python benchmarks/decode.py [--models tiny-text gpt2-base xlnet-base] [--lengths 128 512]
+    python benchmarks/decode.py --roofline [--device cuda --dtype bfloat16]
+
+The second command compares with the bound of the machine instead (benchmarks/roofline.py).
 
 `gpt2-base` and `xlnet-base` are random models of 12 layers x 768; other names are loaded. The reference recomputes
 every token of the sequence in every evaluation: for XLNet it is the paper's samplers on `transformers`' own model with
@@ -20,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, XLNetLMHeadModel
 
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
-from asarm.models.load import load
+from asarm.models.load import load, pick_device, pick_dtype
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.objective.masking import random_targets
 from asarm.sampling import SampleResult, sample
@@ -29,7 +32,10 @@ from asarm.tokenization.batch import InfillBatch
 from asarm.utils.files import write_json
 from asarm.utils.provenance import provenance
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from roofline import compare_with_bandwidth
+
 from support.reference import RandomDraws, reference_assd, reference_sequential
 
 K = 5
@@ -177,12 +183,12 @@ def acceptance_to_match(iteration: float, token: float, k: int) -> float | None:
 
 
 @torch.inference_mode()
-def causal_ms(length: int) -> float:
+def causal_ms(length: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
     """Milliseconds a token of `transformers`' GPT-2 (12 x 768) with its cache, sampling from left to right."""
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config()).eval()
+    model = GPT2LMHeadModel(GPT2Config()).eval().to(device, dtype)
     count = masked(length)
-    prompt = torch.randint(0, 50000, (1, length - count))
+    prompt = torch.randint(0, 50000, (1, length - count), device=device)
     options = {"do_sample": True, "top_k": 0, "pad_token_id": 50256, "eos_token_id": None}
     model.generate(prompt, max_new_tokens=4, **options)
     start = time.perf_counter()
@@ -270,10 +276,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="batch of the second table")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of the third table; the fastest counts")
     parser.add_argument("--tables", nargs="+", default=["reference", "batch", "causal"])
+    parser.add_argument("--roofline", action="store_true", help="compare with the bandwidth of this machine instead")
+    parser.add_argument("--device", default="auto", help="of --roofline")
+    parser.add_argument("--dtype", default="float32", help="of --roofline")
     parser.add_argument("--output", help="also write the numbers to this JSON file")
     arguments = parser.parse_args()
     start, numbers = time.time(), {}
     models = {name: make_model(name) for name in arguments.models}
+    if arguments.roofline:
+        device = pick_device(arguments.device)
+        models = {name: model.to(device, pick_dtype(arguments.dtype, device)) for name, model in models.items()}
+        length = arguments.lengths[0]
+        numbers["roofline"] = compare_with_bandwidth(
+            models,
+            lambda model: random_batch(length, masked(length), model.config.vocab_size),
+            causal_ms(length, device, pick_dtype(arguments.dtype, device)),
+            arguments.rounds,
+            show,
+        )
+        finish(arguments, numbers, start, device)
+        return
     base = {name: model for name, model in models.items() if name.endswith("-base")}
     longest = max(arguments.lengths)
     if "reference" in arguments.tables:
@@ -285,9 +307,15 @@ def main() -> None:
     if "causal" in arguments.tables:
         numbers["causal"] = compare_with_causal(base, longest, arguments.rounds)
         print()
-    print(f"{provenance()['device']}, {torch.get_num_threads()} threads, float32, {time.time() - start:.0f} s in all")
+    finish(arguments, numbers, start, torch.device("cpu"))
+
+
+def finish(arguments: argparse.Namespace, numbers: dict, start: float, device: torch.device) -> None:
+    """Say where and how long it ran, and write the numbers."""
+    where = provenance(device)["device"]
+    print(f"\n{where}, {torch.get_num_threads()} threads, {time.time() - start:.0f} s in all")
     if arguments.output:
-        write_json(arguments.output, numbers | provenance())
+        write_json(arguments.output, numbers | provenance(device))
 
 
 if __name__ == "__main__":

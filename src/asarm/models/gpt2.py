@@ -215,6 +215,8 @@ class AnyOrderGPT2(AnyOrderModel):
         cache: KeyValueCache | None = None,
     ) -> torch.Tensor:
         count = tokens.shape[1]
+        if cache is not None:
+            cache.begin(count)
         queries = self.query_vector.expand(*query_positions.shape, -1)
         x = torch.cat((self.wte(tokens), queries), dim=1)  # [B, R, E]
         head_width = self.config.n_embd // self.config.n_head

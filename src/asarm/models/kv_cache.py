@@ -29,24 +29,27 @@ class KeyValueCache:
         self.keys = [torch.zeros(slots, device=device, dtype=dtype) for _ in range(layers)]
         self.values = [torch.zeros(slots, device=device, dtype=dtype) for _ in range(layers)]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
+        self.slots = torch.zeros(batch, 0, dtype=torch.long, device=device)  # where the present call writes
         self.capacity, self.static = capacity, static
 
     def visible_slots(self, context: torch.Tensor) -> int:
         """How many slots to read (at least 1) for rows that see `context` ranks each."""
         return self.capacity if self.static else max(int(context.max()), 1)
 
-    def next_slots(self, count: int) -> torch.Tensor:
-        """The slots [B, C] of the next C ranks after each row's length."""
-        slots = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)  # [B, C]
-        return slots.clamp(max=self.capacity)
+    def begin(self, count: int) -> torch.Tensor:
+        """The slots [B, C] of the next C ranks after each row's length, which all layers of a call will write."""
+        self.slots = (self.lengths[:, None] + torch.arange(count, device=self.lengths.device)).clamp(max=self.capacity)
+        return self.slots
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store keys and values [B, H, C, D] of the next C ranks after each row's length, which does not change."""
-        batch, _, count, _ = keys.shape
-        slots = self.next_slots(count)  # [B, C]
-        rows = torch.arange(batch, device=keys.device)[:, None]
-        self.keys[layer][rows, :, slots] = keys.transpose(1, 2)  # [B, C, H, D]
-        self.values[layer][rows, :, slots] = values.transpose(1, 2)
+        """Store keys and values [B, H, C, D] in the slots of this call, see `begin`. The lengths do not change."""
+        if len(keys) == 1:
+            self.keys[layer].index_copy_(2, self.slots[0], keys)
+            self.values[layer].index_copy_(2, self.slots[0], values)
+            return
+        rows = torch.arange(len(keys), device=keys.device)[:, None]
+        self.keys[layer][rows, :, self.slots] = keys.transpose(1, 2)  # [B, C, H, D]
+        self.values[layer][rows, :, self.slots] = values.transpose(1, 2)
 
     def read(self, layer: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of the first `count` slots: keys and values [B, H, count, D]."""
@@ -83,10 +86,9 @@ class TokenCache(KeyValueCache):
         self.positions = torch.zeros_like(self.tokens)
 
     def write_tokens(self, tokens: torch.Tensor, positions: torch.Tensor) -> None:
-        """Store tokens and positions [B, C] of the next C ranks after each row's length, as `write` does keys."""
-        slots = self.next_slots(tokens.shape[1])
-        self.tokens.scatter_(1, slots, tokens)
-        self.positions.scatter_(1, slots, positions)
+        """Store tokens and positions [B, C] in the slots of this call, as `write` does keys."""
+        self.tokens.scatter_(1, self.slots, tokens)
+        self.positions.scatter_(1, self.slots, positions)
 
     def row_tensors(self) -> list[torch.Tensor]:
         return [*super().row_tensors(), self.tokens, self.positions]

@@ -306,7 +306,7 @@ class AnyOrderLlama(AnyOrderModel):
         cache: TokenCache | None = None,
     ) -> torch.Tensor:
         count, config = tokens.shape[1], self.config
-        ranks = torch.arange(count, device=tokens.device)[None] if cache is None else cache.next_slots(count)
+        ranks = torch.arange(count, device=tokens.device)[None] if cache is None else cache.begin(count)
         visible = visibility(count, content_context.minimum(ranks + 1), query_context, cache)
         slots = visible.unseen.shape[-1]  # T
         if cache is not None:

@@ -90,7 +90,7 @@ class PositionedCache(KeyValueCache):
 
     def write_positions(self, positions: torch.Tensor) -> None:
         """Store positions [B, C] of the next C ranks after each row's length, as `write` does keys and values."""
-        self.positions.scatter_(1, self.next_slots(positions.shape[1]), positions)
+        self.positions.scatter_(1, self.begin(positions.shape[1]), positions)
 
     def row_tensors(self) -> list[torch.Tensor]:
         return [*super().row_tensors(), self.positions]
