@@ -111,7 +111,7 @@ def test_compiled_steps_give_the_same_tokens(backbone):
         for batch, length in ((1, 30), (3, 40), (4, 90)):
             assert_same(model, stand_in, batch, length, SETTINGS[name])
     for text in range(200):  # of all lengths, with a few targets each
-        tokens, given, target = random_batch(1, 20 + text)
+        tokens, _, target = random_batch(1, 20 + text)
         target &= torch.arange(20 + text) % 10 == 3
         target[:, 5] = True
         for name in ("sequential", "assd self", "fused"):

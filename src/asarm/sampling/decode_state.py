@@ -276,7 +276,7 @@ class DecodeState:
             rest = self._rest_of_ended_gap()  # [B]
             outcome = [size, accepted, outcome[2] - rest, rest]
         if self.result.trace is not None:
-            self._record_trace(self.result.trace, drafts, size, accepted, added, outcome[3:])
+            self._record_trace(drafts, outcome, added)
         if self.has_open_gaps:
             self._take_out(outcome[3])
         return torch.stack(outcome)
@@ -304,19 +304,12 @@ class DecodeState:
 
         Returns, for each step, sizes and accepted drafts [B'] of the rows that were not finished before it.
         """
-        nfe, targets, proposed, accepted = (
-            part.numpy() for part in (self.result.nfe, self.result.targets, self.result.proposed, self.result.accepted)
-        )
-        column, steps = np.arange(proposed.shape[1]), []
+        steps = []
         for outcome in torch.stack(self.outcomes).cpu().numpy():
             active = self.remaining_seen > 0
-            rows, (size, kept) = self.rows[active], outcome[:2, active]
-            nfe[rows] += evaluations(size)
-            proposed[rows] += (column <= kept[:, None]) & (column < size[:, None])
-            accepted[rows] += column < kept[:, None]
-            if self.has_open_gaps:
-                targets[rows] -= outcome[3, active]
-            self.remaining_seen = outcome[2]
+            size, kept, self.remaining_seen, *rest = outcome
+            size, kept = size[active], kept[active]
+            self.result.count(self.rows[active], size, kept, evaluations(size), rest[0][active] if rest else 0)
             steps.append((size, kept))
         self.outcomes.clear()
         left = self.remaining_seen > 0
@@ -345,24 +338,17 @@ class DecodeState:
             for part in (self, *self.by_row):
                 self.compiler.adopt(part)
 
-    def _record_trace(
-        self,
-        trace: list[list[TraceStep]],
-        drafts: torch.Tensor,
-        size: torch.Tensor,
-        accepted: torch.Tensor,
-        added: torch.Tensor,
-        rest: list[torch.Tensor],
-    ) -> None:
-        """Append one iteration to the trace of each row; arguments as in `commit`, once its tokens are decided.
-        rest: [B], ranks after these that an ended gap leaves, if any can end."""
-        removed = rest[0] if rest else torch.zeros_like(size)
-        numbers = zip(*(one.tolist() for one in (drafts, size, accepted, added, removed)), strict=True)
-        for row, (draft, proposed, kept, has_next, left) in enumerate(numbers):
+    def _record_trace(self, drafts: torch.Tensor, outcome: list[torch.Tensor], added: torch.Tensor) -> None:
+        """Append a step to the trace of each row, once its tokens are decided. added: [B] bool, whether it has a next
+        token beside drafts; the rest is as in `commit`."""
+        assert self.result.trace is not None
+        size, accepted, _, *rest = (part.tolist() for part in outcome)
+        for row, draft in enumerate(drafts.tolist()):
+            kept, has_next = accepted[row], bool(added[row])
             first = int(self.decoded[row]) - kept - has_next
-            positions = self.positions[row, first:].tolist()
+            positions, after = self.positions[row, first:].tolist(), kept + has_next
             pairs = [(positions[kept], int(self.tokens[row, first + kept]))] if has_next else []
-            after = kept + len(pairs)
-            pairs += [(position, self.gap_end) for position in positions[after : after + left]]
-            step = TraceStep(positions[:proposed], draft[:proposed], kept, pairs)
-            trace[int(self.rows[row])].append(step)
+            if rest:
+                pairs += [(position, self.gap_end) for position in positions[after : after + rest[0][row]]]
+            step = TraceStep(positions[: size[row]], draft[: size[row]], kept, pairs)
+            self.result.trace[int(self.rows[row])].append(step)

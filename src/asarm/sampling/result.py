@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 
@@ -40,3 +41,21 @@ class SampleResult:
     accepted: torch.Tensor
     seconds: float
     trace: list[list[TraceStep]] | None = field(default=None, repr=False)
+
+    def count(
+        self,
+        rows: np.ndarray,
+        size: np.ndarray,
+        accepted: np.ndarray,
+        evaluations: np.ndarray | int,
+        left_out: np.ndarray | int,
+    ) -> None:
+        """Count a step of some rows: of `size` drafts the first `accepted` were accepted. All are [rows] int64.
+
+        evaluations: network function evaluations that it took. left_out: targets that an ended gap leaves undrawn.
+        """
+        column = np.arange(self.proposed.shape[1])
+        self.nfe.numpy()[rows] += evaluations
+        self.targets.numpy()[rows] -= left_out
+        self.proposed.numpy()[rows] += (column <= accepted[:, None]) & (column < size[:, None])
+        self.accepted.numpy()[rows] += column < accepted[:, None]
