@@ -54,7 +54,7 @@ use_environment
 
 # exec, so that signals reach the training itself; srun passes them on to its tasks.
 if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
     export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
     # shellcheck disable=SC2016 # the variables are those of each task
     exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c \

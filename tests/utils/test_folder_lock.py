@@ -72,7 +72,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def never_watch(monkeypatch):
-    monkeypatch.setattr(folder_lock, "_shows_life", lambda *args: pytest.fail("watched"))
+    monkeypatch.setattr(folder_lock, "_showing_life", lambda *args: pytest.fail("watched"))
 
 
 @pytest.mark.parametrize("before", ["free", "left here", "left elsewhere"])
@@ -155,7 +155,7 @@ def test_who_is_dead_at_once_and_who_is_watched(tmp_path, monkeypatch, changes, 
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     leave_lock(tmp_path, **changes)
     looks = []
-    monkeypatch.setattr(folder_lock, "_shows_life", lambda *args: looks.append(args))  # None: it does not
+    monkeypatch.setattr(folder_lock, "_showing_life", lambda *args: looks.append(args))  # None: it does not
     with locked(tmp_path):
         assert len(looks) == watched
 

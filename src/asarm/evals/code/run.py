@@ -21,10 +21,13 @@ from asarm.evals.code.systems import code_systems
 from asarm.evals.code.verdicts import read_verdicts, run_tests
 from asarm.evals.infilling.infill import InfillResult
 from asarm.evals.infilling.run import InfillEvaluation
+from asarm.evals.infilling.systems import InfillSystem
+from asarm.evals.result_files import ResultFiles, all_files, file_of, files_of_shards, merge_lines
 from asarm.evals.resumable import Unit
 from asarm.evals.tables import counted
 from asarm.utils.files import file_name, sha256_of_file, sha256_of_text
 from asarm.utils.jsonl import write_json_lines
+from asarm.utils.processes import this_shard
 
 logger = logging.getLogger(__name__)
 NOT_RUN = "pass@k is not measured: the programs that were completed are run with --allow_code_execution only"
@@ -35,14 +38,18 @@ Problems = dict[str, list[Problem]]  # by split
 class CodeEvaluation(InfillEvaluation):
     """Groups are splits of the benchmark."""
 
-    group_field, trial_field = "split", "sample"
+    command, group_field, trial_field = "code", "split", "sample"
     may_change = ("allow_code_execution", "workers", "timeout", "data_dir", "problems")
 
     def __init__(self, config: CodeConfig):
         self.code = config
         self.files = problem_files(config)
         self.problems = problems_of_files(self.files, config.splits)
-        super().__init__(config, code_systems(config, self.problems), config.samples_per_task)
+        self.verdicts = Path(config.output_dir) / "verdicts.jsonl"
+        super().__init__(config, config.samples_per_task)
+
+    def load_systems(self) -> list[InfillSystem]:
+        return code_systems(self.code, self.problems)
 
     def settings(self) -> dict[str, Any]:
         settings = {name: value for name, value in super().settings().items() if name not in self.may_change}
@@ -61,16 +68,27 @@ class CodeEvaluation(InfillEvaluation):
             "completion": result.text,
         }
 
+    def finish_shard(self, lines: list[dict]) -> None:
+        """Run the tests of this process's completions, if that is allowed: all processes do so at a time."""
+        if self.code.allow_code_execution:
+            programs, others = programs_of(lines, self.problems), all_files(self.verdicts)
+            run_tests(file_of(self.verdicts, this_shard()), programs, self.code.test_runner, others)
+
+    def merge(self, results: ResultFiles) -> None:
+        super().merge(results)
+        if files_of_shards(self.verdicts):
+            merge_lines(self.verdicts)
+
     def report(self) -> dict:
         """Write completions, run their tests if that is allowed, and write metrics.json, table.md, code.png and
         samples.html. Returns the metrics."""
         lines = self.lines()
         write_completions(self.output, lines)
         programs = programs_of(lines, self.problems)
-        runner, path = self.code.test_runner, self.output / "verdicts.jsonl"
+        runner = self.code.test_runner
         if self.code.allow_code_execution:
-            run_tests(path, programs, runner.timeout, runner.workers)
-        verdicts = read_verdicts(path, runner.timeout)
+            run_tests(self.verdicts, programs, runner)
+        verdicts = read_verdicts(self.verdicts, runner.timeout)
         for line, (_, program) in zip(lines, programs, strict=True):
             line |= from_problem(self.problems[line["split"]][line["index"]], line["completion"])
             if verdict := verdicts.get(sha256_of_text(program)):
