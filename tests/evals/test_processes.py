@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from asarm.evals.code import verdicts
 from asarm.evals.result_files import MANIFEST
 from asarm.evals.resumable import Evaluation
+from asarm.utils.cluster.processes import Shard
 from asarm.utils.folder_lock import locked
 from asarm.utils.jsonl import read_json_lines
-from asarm.utils.processes import Shard
 from support.code_problems import fake_verdicts
 from support.processes import asarm, commands, results_of
 
@@ -125,6 +125,30 @@ def test_merge(evaluations, single, patch, tmp_path, capsys, name):
     assert asarm(patch, "merge", folder) == 2
     error = capsys.readouterr().err
     assert error == f"asarm merge: nothing to merge in {folder}: it is merged already, as it has no {MANIFEST}\n"
+
+
+def test_who_merges_waits_for_the_tests_of_others(evaluations, single, patch, tmp_path, caplog):
+    """A process was killed between its units and their tests."""
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "run"
+    run(patch, evaluations["code"], folder, [0], 2)
+    (folder / "verdicts-0.jsonl").unlink()
+    run(patch, evaluations["code"], folder, [1], 2)
+    assert "shard 1 of 2: done; the tests of " in caplog.text
+    assert not (folder / "metrics.json").exists()
+    run(patch, evaluations["code"], folder, [0], 2)
+    assert results_of(folder) == results_of(single["code"])
+
+
+def test_the_first_process_shows_the_progress_of_all(evaluations, single, patch, tmp_path, capsys):
+    total, folder = len(read_json_lines(single["language"] / "samples.jsonl")), tmp_path / "run"
+    run(patch, evaluations["language"], folder, [1], 2)
+    done = len(read_json_lines(folder / "samples-1.jsonl"))
+    assert f"/{total} [" not in capsys.readouterr().err
+    run(patch, evaluations["language"], folder, [0], 2)
+    shown = capsys.readouterr().err
+    assert f" {done}/{total} [" in shown
+    assert f" {total}/{total} [" in shown
 
 
 def test_a_finished_run_is_reported_again_by_the_first_process_alone(evaluations, single, patch, tmp_path, capsys):

@@ -100,8 +100,9 @@ def test_every_wrapper_is_tested():
     assert {path.name for path in REPO.glob("_run_*.sh")} == tested
 
 
-@pytest.mark.parametrize("where", ["in the repository", "in another copy"])
-@pytest.mark.parametrize("results", EVALUATIONS)
+@pytest.mark.parametrize(
+    ("results", "where"), zip(EVALUATIONS, 2 * ["in the repository", "in another copy"], strict=True)
+)
 def test_evaluations(repo, tmp_path, results, where):
     wrapper, arguments = EVALUATIONS[results]
     shutil.rmtree(repo / "results", ignore_errors=True)
@@ -164,20 +165,18 @@ def test_an_array_with_gaps_is_refused(repo, tmp_path):
 
 
 def test_a_pre_empted_evaluation_goes_on(repo, tmp_path):
-    """It is stopped when some of its lines are written, and put back."""
+    """Two tasks are stopped when some of their lines are written, and put the job back."""
     run, arguments = tmp_path / "run", "tiny --trials 2 --gap_length oracle --batch_size 1"
-    job = Job(
-        "--partition=main", repo / "_run_nlp_infill_eval.sh", *arguments.split(), "--output_dir", run, cwd=tmp_path
-    )
-    samples = run / "samples.jsonl"
-    job.wait(lambda: samples.exists() and samples.read_text().count("\n"), 100)
+    options = ["--partition=main", "--ntasks-per-node=2", repo / "_run_nlp_infill_eval.sh", *arguments.split()]
+    job = Job(*options, "--output_dir", run, cwd=tmp_path)
+    job.wait(lambda: any(path.stat().st_size for path in run.glob("samples-*.jsonl")), 100)
     command("sbatch", "--wait", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "true")
     job.complete(200)
     assert int(job.about("Restarts")) == 1
-    left = [int(number) for number in re.findall(r"(\d+) of \d+ gaps to fill", job.output)]
-    assert len(left) == 2
-    assert left[0] > left[1] > 0
-    assert len(set(results_of(run))) == len(results_of(run)) == left[0]
+    left = [int(number) for number in re.findall(r"; (\d+) of \d+ gaps to fill", job.output)]
+    assert len(left) == 4
+    assert sum(left[:2]) > sum(left[2:]) > 0
+    assert len(set(results_of(run))) == len(results_of(run)) == sum(left[:2])
 
 
 @pytest.mark.parametrize("where", ["in the repository", "elsewhere"])

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from asarm.utils.cluster.processes import LAUNCHERS, Shard, local_rank, own_cpus, shows_progress, this_shard
 from asarm.utils.errors import InputError
-from asarm.utils.processes import LAUNCHERS, Shard, local_rank, own_cpus, shows_progress, this_shard
 
 CPUS = len(os.sched_getaffinity(0))
 

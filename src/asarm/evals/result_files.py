@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asarm.utils.cluster.processes import WHOLE, Shard
 from asarm.utils.errors import InputError
 from asarm.utils.files import write_json
 from asarm.utils.jsonl import read_json_lines, write_json_lines
-from asarm.utils.processes import WHOLE, Shard
 
 MANIFEST = "shards.json"
 Key = tuple  # values of the fields of a line that say which unit it is of

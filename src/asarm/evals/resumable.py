@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from asarm.evals.config import EvalConfig, Variant
 from asarm.evals.result_files import Key, Plan, ResultFiles
+from asarm.utils.cluster.processes import shows_progress, this_shard, use_own_gpu
 from asarm.utils.config import flat
 from asarm.utils.errors import InputError
 from asarm.utils.files import write_json, write_text
 from asarm.utils.folder_lock import locked
 from asarm.utils.jsonl import read_json_lines
-from asarm.utils.processes import shows_progress, this_shard, use_own_gpu
 from asarm.utils.progress import update_seconds
 from asarm.utils.provenance import provenance
 
@@ -94,6 +94,11 @@ class Evaluation(ABC, Generic[Item]):
     def finish_shard(self, lines: list[dict]) -> None:
         """What one of several processes does when its units are done, with their lines."""
 
+    def left(self, results: ResultFiles) -> str:
+        """What several processes have still to do before they are merged, in words; "" for nothing."""
+        missing, total = len(results.missing()), len(results.plan.units)
+        return f"{missing} of {total} units" if missing else ""
+
     def complete(self) -> dict:
         """Run the units that are still to do, of those that are this process's, and report when all of them are done.
 
@@ -118,9 +123,8 @@ class Evaluation(ABC, Generic[Item]):
             if shard.count > 1:
                 lines = results.done()
                 self.finish_shard([line for unit in own for line in lines[unit.values]])
-            if missing := results.missing():
-                count, total = len(missing), len(units)
-                logger.info("%sdone; %d of %d units are still to come from others, the last merges", part, count, total)
+            if left := self.left(results):
+                logger.info("%sdone; %s are still to come from others, the last of which merges", part, left)
                 return {}
             return self.merged_report(results, again=shard.index == 0 and len(done) == len(units))
 

@@ -29,9 +29,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from asarm.utils.cluster.preemption import exit_on_sigterm
+from asarm.utils.cluster.processes import WHOLE, Shard
 from asarm.utils.errors import InputError, first_line
-from asarm.utils.preemption import exit_on_sigterm
-from asarm.utils.processes import WHOLE, Shard
 
 logger = logging.getLogger(__name__)
 TOUCH_SECONDS = 10.0  # between signs of life

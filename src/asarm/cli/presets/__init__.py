@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 from asarm.cli.presets.protocol import Protocol
 from asarm.evals.config import EvalConfig, ModelsConfig
 from asarm.evals.resumable import Evaluation
+from asarm.utils.cluster.preemption import requeued_when_stopped
+from asarm.utils.cluster.processes import shows_progress
 from asarm.utils.config import OptionParser, flat, from_options, options_of
 from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries
-from asarm.utils.preemption import requeued_when_stopped
-from asarm.utils.processes import shows_progress
 
 BUNDLED_SETS = Path(__file__).resolve().parents[2] / "eval_datasets"
 # Where official evaluation sets are looked for: in the repository, or in the folder where an installed copy is run.

@@ -10,12 +10,12 @@ from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.verdicts import run_tests
 from asarm.evals.stats import grouped, item_means, mean_with_interval
 from asarm.evals.tables import counted, markdown_table, too_few, with_interval
+from asarm.utils.cluster.processes import this_shard
 from asarm.utils.config import check_at_least, nested, option
 from asarm.utils.errors import InputError
 from asarm.utils.files import sha256_of_text
 from asarm.utils.folder_lock import locked
 from asarm.utils.jsonl import write_json_lines
-from asarm.utils.processes import this_shard
 
 
 @dataclass

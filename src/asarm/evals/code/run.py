@@ -18,16 +18,16 @@ from asarm.evals.code.metrics import from_problem, static_measures, summarise
 from asarm.evals.code.report import code_page, code_summary, code_table, plot_code
 from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.systems import code_systems
-from asarm.evals.code.verdicts import read_verdicts, run_tests
+from asarm.evals.code.verdicts import known_verdicts, read_verdicts, run_tests
 from asarm.evals.infilling.infill import InfillResult
 from asarm.evals.infilling.run import InfillEvaluation
 from asarm.evals.infilling.systems import InfillSystem
 from asarm.evals.result_files import ResultFiles, all_files, file_of, files_of_shards, merge_lines
 from asarm.evals.resumable import Unit
 from asarm.evals.tables import counted
+from asarm.utils.cluster.processes import this_shard
 from asarm.utils.files import file_name, sha256_of_file, sha256_of_text
 from asarm.utils.jsonl import write_json_lines
-from asarm.utils.processes import this_shard
 
 logger = logging.getLogger(__name__)
 NOT_RUN = "pass@k is not measured: the programs that were completed are run with --allow_code_execution only"
@@ -73,6 +73,15 @@ class CodeEvaluation(InfillEvaluation):
         if self.code.allow_code_execution:
             programs, others = programs_of(lines, self.problems), all_files(self.verdicts)
             run_tests(file_of(self.verdicts, this_shard()), programs, self.code.test_runner, others)
+
+    def left(self, results: ResultFiles) -> str:
+        left = super().left(results)
+        if left or results.shard.count == 1 or not self.code.allow_code_execution:
+            return left
+        programs = programs_of([line for lines in results.done().values() for line in lines], self.problems)
+        known = known_verdicts(all_files(self.verdicts), self.code.test_runner.timeout)
+        count = len({sha256_of_text(program) for _, program in programs} - known.keys())
+        return f"the tests of {count} programs" if count else ""
 
     def merge(self, results: ResultFiles) -> None:
         super().merge(results)

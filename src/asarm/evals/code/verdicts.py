@@ -14,9 +14,9 @@ from tqdm import tqdm
 from asarm.evals.code.config import TestRunnerConfig
 from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.sandbox.runner import TIMED_OUT, Limits, Verdict, check_all
+from asarm.utils.cluster.processes import own_cpus
 from asarm.utils.files import sha256_of_text
 from asarm.utils.jsonl import read_json_lines, write_json_lines
-from asarm.utils.processes import own_cpus
 from asarm.utils.progress import update_seconds
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,11 @@ def read_verdicts(path: Path, timeout: float) -> dict[str, Verdict]:
     return verdicts
 
 
+def known_verdicts(paths: Iterable[Path], timeout: float) -> dict[str, Verdict]:
+    """Those of `read_verdicts` of several files together."""
+    return {digest: verdict for path in paths for digest, verdict in read_verdicts(path, timeout).items()}
+
+
 def run_tests(
     path: Path, programs: Iterable[tuple[str, str]], runner: TestRunnerConfig, others: Iterable[Path] = ()
 ) -> dict[str, Verdict]:
@@ -53,9 +58,7 @@ def run_tests(
         others: files of other processes, whose verdicts hold, too.
     """
     timeout = runner.timeout
-    verdicts: dict[str, Verdict] = {}
-    for known in (*others, path):
-        verdicts |= read_verdicts(known, timeout)
+    verdicts = known_verdicts((*others, path), timeout)
     different = {sha256_of_text(program): (task_id, program) for task_id, program in programs}
     todo = [(digest, *some) for digest, some in different.items() if digest not in verdicts]
     if not todo:

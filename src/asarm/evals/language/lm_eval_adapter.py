@@ -30,8 +30,8 @@ from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import text_after
+from asarm.utils.cluster.processes import connect, this_shard, use_own_gpu
 from asarm.utils.errors import InputError
-from asarm.utils.processes import connect, this_shard, use_own_gpu
 
 logger = logging.getLogger(__name__)
 FIRST_GAP = 32
