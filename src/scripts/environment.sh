@@ -78,6 +78,10 @@ evaluate() { # COMMAND [OPTION...] of asarm. exec, so that signals reach it; sru
             'RANK=$((ASARM_FIRST_RANK + SLURM_PROCID)) LOCAL_RANK=$SLURM_LOCALID exec "$@"' \
             task "$python" -m asarm "$@"
     elif [ "${NPROC_PER_NODE:-1}" -gt 1 ]; then
+        if [ "$count" -gt 1 ]; then
+            echo "an array starts its processes as tasks: --ntasks-per-node=$NPROC_PER_NODE, not NPROC_PER_NODE" >&2
+            exit 2
+        fi
         exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NPROC_PER_NODE" -m asarm "$@"
     elif [ "$count" -gt 1 ]; then
         export RANK=$number WORLD_SIZE=$count LOCAL_RANK=0

@@ -22,7 +22,7 @@ from asarm.utils.cluster.processes import Shard
 from asarm.utils.folder_lock import locked
 from asarm.utils.jsonl import read_json_lines
 from support.code_problems import fake_verdicts
-from support.processes import asarm, commands, results_of
+from support.processes import asarm, commands, free_port, results_of
 
 NAMES = ["decode", "stories", "code", "language", "judge"]
 
@@ -222,14 +222,14 @@ def test_merging_where_there_is_no_folder(patch, tmp_path, capsys):
 @pytest.mark.parametrize(
     "launcher",
     [
-        "torch.distributed.run --standalone --nproc_per_node=2",
+        "torch.distributed.run --standalone --nproc_per_node=2 -m",
         "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no "
-        "--dynamo_backend=no --main_process_port=0",
+        f"--dynamo_backend=no --main_process_port={free_port()} --module",
     ],
     ids=["torchrun", "accelerate"],
 )
 def test_launchers(evaluations, single, tmp_path, launcher):
-    command = [sys.executable, "-m", *launcher.split(), "-m", "asarm", *evaluations["language"], "--output_dir"]
+    command = [sys.executable, "-m", *launcher.split(), "asarm", *evaluations["language"], "--output_dir"]
     command.append(str(tmp_path / "run"))
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -142,6 +142,7 @@ ARRAY = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_S
         ("slurm_script", {"SLURM_NTASKS": "2"}, "RANK=1 WORLD_SIZE=2 asarm"),
         ("slurm_script", ARRAY | {"SLURM_ARRAY_TASK_ID": "5", "SLURM_NTASKS": "2"}, "RANK=5 WORLD_SIZE=8 asarm"),
         ("slurm_script", ARRAY | {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MAX": "9"}, ""),
+        ("slurm_script", ARRAY | {"SLURM_ARRAY_TASK_ID": "5", "NPROC_PER_NODE": "2"}, ""),
     ],
 )
 def test_processes_of_an_evaluation(repo, bare, tmp_path, script, variables, ran):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import sys
 from pathlib import Path
 
@@ -36,6 +37,13 @@ def commands(folder: Path, model: str, text: str) -> dict[str, list[str]]:
     }
 
 
+def free_port() -> int:
+    """A port at which processes can meet."""
+    with socket.socket() as end:
+        end.bind(("127.0.0.1", 0))
+        return end.getsockname()[1]
+
+
 def asarm(patch: pytest.MonkeyPatch, *arguments: str | Path, rank: int = 0, count: int = 1) -> int:
     """The exit code of a command, as one of `count` processes."""
     for name, value in zip(RANKED, (rank, count, rank), strict=True):
@@ -59,7 +67,7 @@ def results_of(folder: Path) -> dict[str, object]:
 
 
 def untimed(value: object) -> object:
-    """A value of a JSON file without times, which keys tell of."""
+    """A value of a JSON file without times, which keys tell of, and without provenance."""
     if isinstance(value, dict):
-        return {key: untimed(one) for key, one in value.items() if not re.search("second|speed|fast", key)}
+        return {key: untimed(one) for key, one in value.items() if not re.search("second|speed|fast|provenance", key)}
     return [untimed(one) for one in value] if isinstance(value, list) else value

@@ -319,7 +319,7 @@ def test_two_processes_give_the_numbers_of_one(folder, tmp_path):
     for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
         output = tmp_path / f"{len(results)}.json"
         command = [sys.executable, *launcher, "-m", "asarm", "harness", "--model", "asarm", "--model_args"]
-        command += ["pretrained=tiny-text,batch_size=1", "--include_path", folder, "--tasks", ",".join(TASKS)]
+        command += ["pretrained=tiny-text", "--batch_size", "1", "--include_path", folder, "--tasks", ",".join(TASKS)]
         command[-1] += ",local_sampled"
         command += ["--device", "cpu", "--output_path", output, "--log_samples", "--limit", "7"]
         shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
