@@ -30,9 +30,9 @@
 set -euo pipefail
 
 # Slurm runs a copy of this script from its spool folder: the repository is then that of the script that sbatch was
-# given, or else where sbatch was called.
+# given, or else where sbatch was called. For the last job of an array, Slurm shows all jobs.
 submitted() {
-    [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p'
+    [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p' | head -n 1
 }
 for repo in "$(dirname "${BASH_SOURCE[0]}")" "$(submitted)" "${SLURM_SUBMIT_DIR-}"; do
     [ -f "$repo/src/scripts/environment.sh" ] && break

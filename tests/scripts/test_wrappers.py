@@ -120,9 +120,8 @@ def test_spooled_copy_finds_the_repository_where_it_was_submitted(repo, bare, tm
 def test_spooled_copy_asks_slurm_when_submitted_from_elsewhere(repo, bare, tmp_path):
     script = shutil.copy(repo / WRAPPER, tmp_path / "slurm_script")
     scontrol = Path(bare["PATH"].split(":")[0]) / "scontrol"
-    scontrol.write_text(
-        f'#!/bin/sh\n[ "$3" = 7 ] && printf "JobId=7\\n   Command={repo}/{WRAPPER} tiny\\n   WorkDir=/\\n"'
-    )
+    job = f"JobId=7\\n   Command={repo}/{WRAPPER} tiny\\n   WorkDir=/\\n"
+    scontrol.write_text(f'#!/bin/sh\n[ "$3" = 7 ] && printf "{2 * job}"')  # the last job of an array, and another
     scontrol.chmod(0o755)
     result = run(script, "tiny", env=bare | {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}, cwd=tmp_path)
     assert result.stdout == f"ran: -m asarm decode tiny --output_dir {repo}/results/decode-tiny\n", result.stderr
