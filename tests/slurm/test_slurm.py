@@ -166,12 +166,15 @@ def test_an_array_with_gaps_is_refused(repo, tmp_path):
 
 def test_a_pre_empted_evaluation_goes_on(repo, tmp_path):
     """Two tasks are stopped when some of their lines are written, and put the job back."""
-    run, arguments = tmp_path / "run", "tiny --trials 2 --gap_length oracle --batch_size 1"
+    run, arguments = (
+        tmp_path / "run",
+        "tiny --samplers sequential assd-self --trials 4 --gap_length oracle --batch_size 1",
+    )
     options = ["--partition=main", "--ntasks-per-node=2", repo / "_run_nlp_infill_eval.sh", *arguments.split()]
     job = Job(*options, "--output_dir", run, cwd=tmp_path)
     job.wait(lambda: any(path.stat().st_size for path in run.glob("samples-*.jsonl")), 100)
     command("sbatch", "--wait", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "true")
-    job.complete(200)
+    job.complete(300)
     assert int(job.about("Restarts")) == 1
     left = [int(number) for number in re.findall(r"; (\d+) of \d+ gaps to fill", job.output)]
     assert len(left) == 4
