@@ -49,7 +49,8 @@ idle() { [ "$(sinfo --noheader --format=%t | sort -u)" = idle ]; }
 take_down() {
     trap - EXIT INT TERM
     if [ "${#daemons[@]}" -gt 0 ]; then
-        scancel --quiet --user="$(id -un)" 2>/dev/null && wait_until 40 no_jobs
+        # In an `if`: what fails here, or takes too long, must not keep the daemons from being ended.
+        if scancel --quiet --user="$(id -un)" 2>/dev/null; then wait_until 40 no_jobs || true; fi
         kill "${daemons[@]}" 2>/dev/null || true
         wait
     fi
