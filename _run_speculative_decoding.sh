@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=asarm-decode
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=2
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+#SBATCH --open-mode=append
 #
 # Decode real text speculatively and sequentially, and compare cost and text:
 #
@@ -15,13 +18,16 @@
 # WikiText, from the Hub; what it follows of the paper's protocol is printed first and explained in docs/protocol.md.
 # `... tiny --help` lists the options. Results go to results/decode-PRESET (results/decode-ablate-k-PRESET, ...) in this
 # repository; a run that was interrupted goes on. On Slurm give partition, account and GPU to sbatch:
-# sbatch --gres=gpu:1 _run_... paper. Faster than paper, and as exact: paper --samplers sequential fused.
+# sbatch --gres=gpu:1 _run_... paper.
+# Several GPUs share the work, each a process: NPROC_PER_NODE=4 bash _run_... paper, or sbatch --array=0-7 --gres=gpu:1
+# _run_... paper; see docs/cluster.md.
+# Faster than paper, and as exact: paper --samplers sequential fused.
 set -euo pipefail
 
 # Slurm runs a copy of this script from its spool folder: the repository is then that of the script that sbatch was
-# given, or else where sbatch was called.
+# given, or else where sbatch was called. For the last job of an array, Slurm shows all jobs.
 submitted() {
-    [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p'
+    [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p' | head -n 1
 }
 for repo in "$(dirname "${BASH_SOURCE[0]}")" "$(submitted)" "${SLURM_SUBMIT_DIR-}"; do
     [ -f "$repo/src/scripts/environment.sh" ] && break
@@ -42,4 +48,4 @@ esac
 # shellcheck disable=SC2119 # no extras
 use_environment
 name=decode-${ablation:+$ablation-}$preset
-exec "$python" -m asarm decode ${ablation:+"$ablation"} "$preset" --output_dir "$repo/results/$name" "$@"
+evaluate decode ${ablation:+"$ablation"} "$preset" --output_dir "$repo/results/$name" "$@"

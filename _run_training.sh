@@ -30,9 +30,9 @@
 set -euo pipefail
 
 # Slurm runs a copy of this script from its spool folder: the repository is then that of the script that sbatch was
-# given, or else where sbatch was called.
+# given, or else where sbatch was called. For the last job of an array, Slurm shows all jobs.
 submitted() {
-    [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p'
+    [ -z "${SLURM_JOB_ID-}" ] || scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/_run_[a-z_]*\.sh.*|\1|p' | head -n 1
 }
 for repo in "$(dirname "${BASH_SOURCE[0]}")" "$(submitted)" "${SLURM_SUBMIT_DIR-}"; do
     [ -f "$repo/src/scripts/environment.sh" ] && break
@@ -54,7 +54,7 @@ use_environment
 
 # exec, so that signals reach the training itself; srun passes them on to its tasks.
 if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
     export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
     # shellcheck disable=SC2016 # the variables are those of each task
     exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c \

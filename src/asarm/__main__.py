@@ -17,6 +17,7 @@ COMMANDS = {
     "stories": "fill gaps in stories, and compare with what was there",
     "language": "LAMBADA's last words and HellaSwag's endings",
     "code": "complete code between prompt and suffix, and run its tests",
+    "merge": "results that several processes left in one folder",
     "harness": "any task of lm-evaluation-harness (its options; --model asarm)",
 }
 

@@ -3,7 +3,7 @@
 import pytest
 
 from asarm.cli import code, decode, language, stories, train
-from asarm.cli.presets import Protocol, follows_paper
+from asarm.cli.presets.protocol import Protocol, follows_paper
 from asarm.training.presets import PRESETS
 from asarm.utils.config import flat
 

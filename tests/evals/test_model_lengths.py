@@ -64,7 +64,7 @@ def test_the_model_ends_gaps(evaluations, ending_folder, tmp_path, name, longest
 @pytest.mark.parametrize("name", ["stories", "code"])
 def test_other_models_cannot(evaluations, tiny_folder, tmp_path, name):
     with pytest.raises(InputError, match="has no token that ends a gap: leave out gap_length model") as caught:
-        evaluation_of(evaluations, name, tiny_folder, tmp_path)
+        evaluation_of(evaluations, name, tiny_folder, tmp_path).units()
     assert tiny_folder in str(caught.value)
 
 
@@ -74,4 +74,4 @@ def test_the_capacity_and_its_mark_fit_into_the_model(evaluations, ending_folder
     longest = max(line["length"] for line in lines_of(tmp_path / "code"))
     assert longest <= 126
     with pytest.raises(InputError, match="but the model takes at most 128"):
-        evaluation_of(evaluations, "stories", ending_folder, tmp_path / "stories", gap_capacity=120)
+        evaluation_of(evaluations, "stories", ending_folder, tmp_path / "stories", gap_capacity=120).units()

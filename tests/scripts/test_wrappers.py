@@ -120,12 +120,50 @@ def test_spooled_copy_finds_the_repository_where_it_was_submitted(repo, bare, tm
 def test_spooled_copy_asks_slurm_when_submitted_from_elsewhere(repo, bare, tmp_path):
     script = shutil.copy(repo / WRAPPER, tmp_path / "slurm_script")
     scontrol = Path(bare["PATH"].split(":")[0]) / "scontrol"
-    scontrol.write_text(
-        f'#!/bin/sh\n[ "$3" = 7 ] && printf "JobId=7\\n   Command={repo}/{WRAPPER} tiny\\n   WorkDir=/\\n"'
-    )
+    job = f"JobId=7\\n   Command={repo}/{WRAPPER} tiny\\n   WorkDir=/\\n"
+    scontrol.write_text(f'#!/bin/sh\n[ "$3" = 7 ] && printf "{2 * job}"')  # the last job of an array, and another
     scontrol.chmod(0o755)
     result = run(script, "tiny", env=bare | {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7"}, cwd=tmp_path)
     assert result.stdout == f"ran: -m asarm decode tiny --output_dir {repo}/results/decode-tiny\n", result.stderr
+
+
+ARRAY = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_STEP": "2", "SLURM_ARRAY_TASK_MIN": "1"}
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "ran"),
+    [
+        ("slurm_script", {}, "RANK= WORLD_SIZE= asarm"),
+        ("slurm_script", {"SLURM_NTASKS": "1"}, "RANK= WORLD_SIZE= asarm"),
+        ("slurm_script", {"NPROC_PER_NODE": "3"}, "torchrun --nproc_per_node=3 asarm"),
+        ("slurm_script", ARRAY | {"SLURM_ARRAY_TASK_ID": "5"}, "RANK=2 WORLD_SIZE=4 asarm"),
+        (WRAPPER, ARRAY | {"SLURM_ARRAY_TASK_ID": "5"}, "RANK= WORLD_SIZE= asarm"),  # of a script that calls it
+        ("slurm_script", {"SLURM_NTASKS": "2"}, "RANK=1 WORLD_SIZE=2 asarm"),
+        ("slurm_script", ARRAY | {"SLURM_ARRAY_TASK_ID": "5", "SLURM_NTASKS": "2"}, "RANK=5 WORLD_SIZE=8 asarm"),
+        ("slurm_script", ARRAY | {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MAX": "9"}, ""),
+        ("slurm_script", ARRAY | {"SLURM_ARRAY_TASK_ID": "5", "NPROC_PER_NODE": "2"}, ""),
+    ],
+)
+def test_processes_of_an_evaluation(repo, bare, tmp_path, script, variables, ran):
+    """srun starts one task, the second."""
+    programs = Path(bare["PATH"].split(":")[0])
+    python = (programs / "python3").read_text().replace("*has_packages.py*) exit 1", "*has_packages.py*) exit 0")
+    python = python.replace(
+        "printf 'ran: %s\\n' \"$*\"", 'echo "RANK=${RANK-} WORLD_SIZE=${WORLD_SIZE-} asarm ${*:3:2}"'
+    )
+    python = python.replace(
+        '    "-m asarm', '    *torch.distributed.run*) echo "torchrun $4 asarm ${*:7:2}" ;;\n    "-m asarm'
+    )
+    (programs / "python3").write_text(python)
+    (programs / "srun").write_text('#!/bin/sh\nshift 2\nSLURM_PROCID=1 SLURM_LOCALID=1 exec "$@"\n')
+    (programs / "scontrol").write_text("#!/bin/sh\n")
+    for name in ("srun", "scontrol"):
+        (programs / name).chmod(0o755)
+    environment = bare | {"SLURM_SUBMIT_DIR": str(repo), "SLURM_ARRAY_TASK_MAX": "7"} | variables
+    copy = shutil.copy(repo / WRAPPER, tmp_path / script)
+    result = run(copy, "ablate-k", "tiny", env=environment, cwd=tmp_path)
+    assert result.stdout == (f"{ran} decode ablate-k\n" if ran else "")
+    assert bool(result.stderr) == (result.returncode == 2) == (ran == "")
 
 
 @pytest.mark.parametrize(("replaced", "by"), [("torch>=2.11", "torch>=99"), ("scipy>=1.11", "no-such-package>=1")])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test the wrappers under a real Slurm, a cluster of this machine alone: bash tests/slurm/run.sh [pytest options]
+# Test the wrappers under a real Slurm, whose two nodes are both this machine: bash tests/slurm/run.sh [pytest options]
 #
 # Installs slurm-wlm and munge if they are missing (Debian or Ubuntu, root or passwordless sudo), starts them as this
 # user on free ports in a temporary folder, runs the tests of this folder, and takes all down again. Where Slurm cannot
@@ -49,7 +49,8 @@ idle() { [ "$(sinfo --noheader --format=%t | sort -u)" = idle ]; }
 take_down() {
     trap - EXIT INT TERM
     if [ "${#daemons[@]}" -gt 0 ]; then
-        scancel --quiet --user="$(id -un)" 2>/dev/null && wait_until 40 no_jobs
+        # In an `if`: what fails here, or takes too long, must not keep the daemons from being ended.
+        if scancel --quiet --user="$(id -un)" 2>/dev/null; then wait_until 40 no_jobs || true; fi
         kill "${daemons[@]}" 2>/dev/null || true
         wait
     fi
@@ -71,29 +72,29 @@ use_environment test
 
 ports() { "$python" -c '
 import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 print(*(s.getsockname()[1] for s in sockets))'; }
-read -r controller_port node_port < <(ports)
+read -r controller_port first_port second_port < <(ports)
 host=$(hostname -s)
 user=$(id -un)
 chmod 755 "$cluster"
-mkdir "$cluster/state" "$cluster/spool"
+mkdir "$cluster/state" "$cluster/spool-first" "$cluster/spool-second"
 head -c 1024 /dev/urandom >"$cluster/munge.key"
 chmod 600 "$cluster/munge.key"
 # cred_expire: a requeued job waits that long. config_overrides: more CPUs than there are, for jobs that ask for four.
+# The nodes' names are none that can be looked up: jobs on both are given MASTER_ADDR.
 cat >"$cluster/slurm.conf" <<END
 ClusterName=asarm
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$controller_port
-SlurmdPort=$node_port
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
 AuthInfo=socket=$cluster/munge.socket,cred_expire=10
 StateSaveLocation=$cluster/state
-SlurmdSpoolDir=$cluster/spool
+SlurmdSpoolDir=$cluster/spool-%n
 SlurmctldPidFile=$cluster/slurmctld.pid
-SlurmdPidFile=$cluster/slurmd.pid
+SlurmdPidFile=$cluster/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -105,9 +106,11 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 MinJobAge=3600
-NodeName=$host NodeAddr=127.0.0.1 CPUs=8
-PartitionName=main Nodes=$host Default=YES PriorityTier=1 GraceTime=30
-PartitionName=urgent Nodes=$host PriorityTier=2
+NodeName=first NodeHostname=$host NodeAddr=127.0.0.1 Port=$first_port CPUs=8
+NodeName=second NodeHostname=$host NodeAddr=127.0.0.1 Port=$second_port CPUs=8
+PartitionName=main Nodes=first Default=YES PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=first PriorityTier=2
+PartitionName=both Nodes=first,second PriorityTier=1
 END
 export SLURM_CONF=$cluster/slurm.conf
 
@@ -115,9 +118,11 @@ start munged munged --foreground --force --key-file="$cluster/munge.key" --socke
     --pid-file="$cluster/munged.pid" --log-file="$cluster/munged.log" --seed-file="$cluster/munged.seed"
 wait_until 20 munge --socket="$cluster/munge.socket" --no-input || { cat "$cluster/munged.log"; exit 1; }
 start slurmctld slurmctld -D -f "$SLURM_CONF"
-start slurmd slurmd -D -f "$SLURM_CONF"
+for node in first second; do
+    start "slurmd-$node" slurmd -D -N "$node" -f "$SLURM_CONF"
+done
 wait_until 60 idle || { tail -n 20 "$cluster"/*.log; exit 1; }
-echo "Slurm: $(sinfo --version), node $host idle after $SECONDS s"
+echo "Slurm: $(sinfo --version), two nodes idle after $SECONDS s"
 
 cd "$repo"
 export OMP_NUM_THREADS=1 ASARM_TEST_SLURM=1

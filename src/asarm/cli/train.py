@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import torch
 
-from asarm.cli.presets import Protocol, given_options, split_preset
+from asarm.cli.presets import given_options, split_preset
+from asarm.cli.presets.protocol import Protocol
 from asarm.data.config import DataConfig
 from asarm.models.backbone import AnyOrderModel
 from asarm.objective.loss import LossConfig

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from asarm.utils.cluster.preemption import SIGNALS
 from asarm.utils.errors import InputError, first_line
-from asarm.utils.preemption import SIGNALS
 
 GRACE = 1.0  # seconds in which a worker may end what it does before it is ended
 

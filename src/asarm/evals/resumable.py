@@ -2,7 +2,7 @@
 
 An evaluation is a list of units. A unit is run, timed and written as a whole, as one or more lines of `samples.jsonl`;
 some fields of a line say which unit it belongs to. Results must be a function of the settings, not of what was
-run before in the same process.
+run before in the same process: then they do not depend on how many processes share the units, either.
 """
 
 import json
@@ -17,11 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from asarm.evals.config import EvalConfig, Variant
+from asarm.evals.result_files import Key, Plan, ResultFiles
+from asarm.utils.cluster.processes import shows_progress, this_shard, use_own_gpu
 from asarm.utils.config import flat
 from asarm.utils.errors import InputError
 from asarm.utils.files import write_json, write_text
 from asarm.utils.folder_lock import locked
-from asarm.utils.jsonl import read_json_lines, write_json_lines
+from asarm.utils.jsonl import read_json_lines
 from asarm.utils.progress import update_seconds
 from asarm.utils.provenance import provenance
 
@@ -44,15 +46,23 @@ class Unit(Generic[Item]):
     name: str
     system: Any = None
 
+    @property
+    def values(self) -> Key:
+        """Those of its key."""
+        return tuple(self.key.values())
+
 
 class Evaluation(ABC, Generic[Item]):
-    """One evaluation in a folder. Subclasses load models and data when they are made."""
+    """One evaluation in a folder. Models are loaded when `settings` or `units` asks for them; a report needs none."""
 
+    command: ClassVar[str]  # that runs it
     word = "item"  # what a line is about
     may_change: ClassVar[tuple[str, ...]] = ()  # settings of older folders that a resumed run may change
 
-    def __init__(self, config: EvalConfig):
+    def __init__(self, config: Any):
+        """config: a dataclass with an output_dir."""
         self.output = Path(config.output_dir)
+        self.options: dict[str, Any] = flat(config)
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -81,19 +91,59 @@ class Evaluation(ABC, Generic[Item]):
     def warm_up(self, todo: Sequence[Unit[Item]]) -> None:
         """Decode a little with each variant, so that no timing pays for first calls."""
 
-    def complete(self) -> dict:
-        """Run the units that are still to do, then report. Returns the metrics.
+    def finish_shard(self, lines: list[dict]) -> None:
+        """What one of several processes does when its units are done, with their lines."""
 
-        Raises InputError when the folder holds results of other settings, or another process is writing to it.
+    def left(self, results: ResultFiles) -> str:
+        """What several processes have still to do before they are merged, in words; "" for nothing."""
+        missing, total = len(results.missing()), len(results.plan.units)
+        return f"{missing} of {total} units" if missing else ""
+
+    def complete(self) -> dict:
+        """Run the units that are still to do, of those that are this process's, and report when all of them are done.
+
+        Returns the metrics; {} if other processes are still at work, the last of which reports. Raises InputError when
+        the folder holds results of other settings, or a process of another run is writing to it.
         """
-        with locked(self.output):
-            claim(self.output, self.settings(), self.may_change)
-            samples, units = self.output / "samples.jsonl", self.units()
-            todo = unfinished(samples, units)
-            logger.info("%s", self.describe(*(sum(len(unit.items) for unit in some) for some in (todo, units))))
+        use_own_gpu()
+        shard, settings, units = this_shard(), self.settings(), self.units()
+        fields = tuple(units[0].key) if units else ()
+        results = ResultFiles(self.output, Plan(fields, {unit.values: len(unit.items) for unit in units}), shard)
+        own = shard.of(units)
+        with locked(self.output, shard=shard):
+            with locked(self.output / "config.json", beside=True, wait=True):
+                claim(self.output, settings, self.may_change)
+                done = results.begin({"command": self.command, "options": self.options})
+            todo = [unit for unit in own if unit.values not in done]
+            part = f"{shard}: " if shard.count > 1 else ""
+            about = self.describe(*(sum(len(unit.items) for unit in some) for some in (todo, own)))
+            logger.info("%s%s", part, about if own else f"nothing to do, as there are only {len(units)} units")
             self.warm_up(todo)
-            run_units(samples, units, todo, self.run, self.word)
-            return self.report()
+            run_units(results, todo, self.run, self.word)
+            if shard.count > 1:
+                lines = results.done()
+                self.finish_shard([line for unit in own for line in lines[unit.values]])
+            if left := self.left(results):
+                logger.info("%sdone; %s are still to come from others, the last of which merges", part, left)
+                return {}
+            return self.merged_report(results, again=shard.index == 0 and len(done) == len(units))
+
+    def merged_report(self, results: ResultFiles, again: bool = False) -> dict:
+        """Merge the files of several processes and report. Of some that end at once, one does it; the others get {}.
+
+        again: report also if there is nothing to merge.
+        """
+        with locked(results.path, beside=True, wait=True):
+            if not (again or results.shard.count == 1 or results.manifest.exists()):
+                return {}
+            self.merge(results)
+            metrics = self.report()
+            results.manifest.unlink(missing_ok=True)
+            return metrics
+
+    def merge(self, results: ResultFiles) -> None:
+        """Make the result files those of one process."""
+        results.merge()
 
     def lines(self) -> list[dict]:
         """The lines of `samples.jsonl`."""
@@ -158,31 +208,26 @@ def claim(output: Path, settings: dict[str, Any], may_change: Sequence[str] = ()
         raise InputError(f"{output} holds results of other settings ({shown}): choose another output_dir")
 
 
-def unfinished(path: Path, units: Sequence[Unit]) -> list[Unit]:
-    """The units whose lines are not all in `path`. Torn lines and lines of torn units are removed from it."""
-    lines = read_json_lines(path)
-    names = tuple(units[0].key) if units else ()
-    keys = [tuple(line[name] for name in names) for line in lines]
-    found: dict[tuple, int] = {}
-    for key in keys:
-        found[key] = found.get(key, 0) + 1
-    done = {key for unit in units if found.get(key := tuple(unit.key.values())) == len(unit.items)}
-    write_json_lines(path, [line for key, line in zip(keys, lines, strict=True) if key in done])
-    return [unit for unit in units if tuple(unit.key.values()) not in done]
+def run_units(results: ResultFiles, todo: Sequence[Unit], run: Callable[[Unit], list[dict]], word: str) -> None:
+    """Run units and append their lines to this process's file. The bar is of the whole run.
 
-
-def run_units(
-    path: Path, units: Sequence[Unit], todo: Sequence[Unit], run: Callable[[Unit], list[dict]], word: str
-) -> None:
-    """Run those of the units that are still to do and append their lines to `path`. word: what a line is about."""
-    total, left = (sum(len(unit.items) for unit in some) for some in (units, todo))
+    word: what a line is about.
+    """
+    if not todo:
+        return
     with (
-        path.open("a", encoding="utf-8") as file,
-        tqdm(total=total, initial=total - left, unit=word, mininterval=update_seconds()) as bar,
+        results.own.open("a", encoding="utf-8") as file,
+        tqdm(
+            total=sum(results.plan.units.values()),
+            initial=results.count(),
+            unit=word,
+            mininterval=update_seconds(),
+            disable=not shows_progress(),
+        ) as bar,
     ):
         for unit in todo:
             bar.set_description(unit.name, refresh=False)
             lines = run(unit)
             file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
-            bar.update(len(lines))
+            bar.update(results.count() - bar.n)

@@ -25,8 +25,8 @@ from asarm.training.cost_model import Parameters, ThroughputMeter, sequence_flop
 from asarm.training.initial_model import initial_model
 from asarm.training.report import RunSummary, plot_training
 from asarm.training.run_folder import RunFolder
+from asarm.utils.cluster.preemption import StopRequest, requeue
 from asarm.utils.files import write_json, write_whole
-from asarm.utils.preemption import StopRequest, requeue
 from asarm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,10 @@ def read_json_lines(path: str | Path) -> list[dict]:
 
     A last line without a newline, left by an interrupted run, is dropped. Raises InputError for other damage.
     """
-    path = Path(path)
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    try:
+        lines = Path(path).read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -305,6 +307,52 @@ def test_all_request_types_gave_a_number(evaluated):
 def test_bad_model_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         AsArmLM(**arguments)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(folder, tmp_path):
+    """Also of sampled texts, each of which is drawn twice."""
+    sampled = (folder / "local_generate.yaml").read_text().replace("local_generate", "local_sampled")
+    sampled = sampled.replace("max_gen_toks: 6", "max_gen_toks: 6, do_sample: true, temperature: 1.0")
+    (folder / "local_sampled.yaml").write_text(f"{sampled}repeats: 2\n")
+    results = []
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
+        output = tmp_path / f"{len(results)}.json"
+        command = [sys.executable, *launcher, "-m", "asarm", "harness", "--model", "asarm", "--model_args"]
+        command += ["pretrained=tiny-text", "--batch_size", "1", "--include_path", folder, "--tasks", ",".join(TASKS)]
+        command[-1] += ",local_sampled"
+        command += ["--device", "cpu", "--output_path", output, "--log_samples", "--limit", "7"]
+        shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.count("|local_lambada  |") == 1
+        (found,) = tmp_path.glob(f"{len(results)}_*.json")
+        # The harness repeats a process's last request until each has as many.
+        texts = {
+            sample["doc_id"]: sample["resps"][0][:2]
+            for path in tmp_path.glob(f"samples_local_sampled_*{found.stem.partition('_')[2]}.jsonl")
+            for sample in read_json_lines(path)
+        }
+        numbers = {
+            (task, name): value
+            for task, values in json.loads(found.read_text())["results"].items()
+            for name, value in values.items()
+            if name != "perplexity_stderr,none"  # of resampled documents, in the order in which they come
+        }
+        results.append((numbers, texts))
+    (one, texts), (two, same_texts) = results
+    assert two.keys() == one.keys()
+    for name, value in one.items():
+        assert two[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value)
+    assert texts == same_texts
+    assert len(texts) == 7
+
+
+def test_processes_that_cannot_meet(monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="start them with torchrun or accelerate launch"):
+        AsArmLM("tiny-text", device="cpu")
 
 
 def test_command_line(folder, monkeypatch, capsys):

@@ -10,7 +10,9 @@ from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.verdicts import run_tests
 from asarm.evals.stats import grouped, item_means, mean_with_interval
 from asarm.evals.tables import counted, markdown_table, too_few, with_interval
+from asarm.utils.cluster.processes import this_shard
 from asarm.utils.config import check_at_least, nested, option
+from asarm.utils.errors import InputError
 from asarm.utils.files import sha256_of_text
 from asarm.utils.folder_lock import locked
 from asarm.utils.jsonl import write_json_lines
@@ -39,6 +41,8 @@ def evaluate_completions(path: str | Path, config: CompletionsConfig) -> str:
     and `result` are written to FILE_results.jsonl, as OpenAI's runner does. Raises InputError as `read_completions`,
     and when another process is doing the same.
     """
+    if (shard := this_shard()).count > 1:
+        raise InputError(f"programs are run by one process, not {shard.count}: --workers says how many run at a time")
     path = Path(path)
     source = config.problems or official_file(config.split, config.data_dir)
     problems = problems_of_files([source], [config.split])[config.split][: config.max_items or None]
@@ -47,9 +51,8 @@ def evaluate_completions(path: str | Path, config: CompletionsConfig) -> str:
 
     completed = [(problem, completion) for problem in problems for completion in by_task[problem.task_id]]
     programs = [(problem.task_id, problem.program(completion)) for problem, completion in completed]
-    runner = config.test_runner
     with locked(folder / path.name, beside=True):
-        verdicts = run_tests(folder / f"{path.name}_verdicts.jsonl", programs, runner.timeout, runner.workers)
+        verdicts = run_tests(folder / f"{path.name}_verdicts.jsonl", programs, config.test_runner)
         rows = [
             {"task_id": problem.task_id, "completion": completion} | verdicts[sha256_of_text(program)]._asdict()
             for (problem, completion), (_, program) in zip(completed, programs, strict=True)

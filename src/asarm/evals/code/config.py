@@ -19,11 +19,12 @@ class TestRunnerConfig:
 
     __test__ = False  # for pytest, which takes classes of such a name for tests
 
-    workers: int = option(2, "programs that run at a time")
+    workers: int | None = option(None, "programs that run at a time; the default is one for each CPU")
     timeout: float = option(3.0, "seconds that a program may take")
 
     def __post_init__(self) -> None:
-        check_at_least(self, workers=1)
+        if self.workers is not None:
+            check_at_least(self, workers=1)
         if not 0.1 <= self.timeout <= LONGEST_TIMEOUT:
             raise InputError(f"timeout must lie in [0.1, {LONGEST_TIMEOUT}] seconds, not {self.timeout}")
 

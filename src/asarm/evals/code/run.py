@@ -18,11 +18,14 @@ from asarm.evals.code.metrics import from_problem, static_measures, summarise
 from asarm.evals.code.report import code_page, code_summary, code_table, plot_code
 from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.systems import code_systems
-from asarm.evals.code.verdicts import read_verdicts, run_tests
+from asarm.evals.code.verdicts import known_verdicts, read_verdicts, run_tests
 from asarm.evals.infilling.infill import InfillResult
 from asarm.evals.infilling.run import InfillEvaluation
+from asarm.evals.infilling.systems import InfillSystem
+from asarm.evals.result_files import ResultFiles, all_files, file_of, files_of_shards, merge_lines
 from asarm.evals.resumable import Unit
 from asarm.evals.tables import counted
+from asarm.utils.cluster.processes import this_shard
 from asarm.utils.files import file_name, sha256_of_file, sha256_of_text
 from asarm.utils.jsonl import write_json_lines
 
@@ -35,14 +38,18 @@ Problems = dict[str, list[Problem]]  # by split
 class CodeEvaluation(InfillEvaluation):
     """Groups are splits of the benchmark."""
 
-    group_field, trial_field = "split", "sample"
+    command, group_field, trial_field = "code", "split", "sample"
     may_change = ("allow_code_execution", "workers", "timeout", "data_dir", "problems")
 
     def __init__(self, config: CodeConfig):
         self.code = config
         self.files = problem_files(config)
         self.problems = problems_of_files(self.files, config.splits)
-        super().__init__(config, code_systems(config, self.problems), config.samples_per_task)
+        self.verdicts = Path(config.output_dir) / "verdicts.jsonl"
+        super().__init__(config, config.samples_per_task)
+
+    def load_systems(self) -> list[InfillSystem]:
+        return code_systems(self.code, self.problems)
 
     def settings(self) -> dict[str, Any]:
         settings = {name: value for name, value in super().settings().items() if name not in self.may_change}
@@ -61,16 +68,36 @@ class CodeEvaluation(InfillEvaluation):
             "completion": result.text,
         }
 
+    def finish_shard(self, lines: list[dict]) -> None:
+        """Run the tests of this process's completions, if that is allowed: all processes do so at a time."""
+        if self.code.allow_code_execution:
+            programs, others = programs_of(lines, self.problems), all_files(self.verdicts)
+            run_tests(file_of(self.verdicts, this_shard()), programs, self.code.test_runner, others)
+
+    def left(self, results: ResultFiles) -> str:
+        left = super().left(results)
+        if left or results.shard.count == 1 or not self.code.allow_code_execution:
+            return left
+        programs = programs_of([line for lines in results.done().values() for line in lines], self.problems)
+        known = known_verdicts(all_files(self.verdicts), self.code.test_runner.timeout)
+        count = len({sha256_of_text(program) for _, program in programs} - known.keys())
+        return f"the tests of {count} programs" if count else ""
+
+    def merge(self, results: ResultFiles) -> None:
+        super().merge(results)
+        if files_of_shards(self.verdicts):
+            merge_lines(self.verdicts)
+
     def report(self) -> dict:
         """Write completions, run their tests if that is allowed, and write metrics.json, table.md, code.png and
         samples.html. Returns the metrics."""
         lines = self.lines()
         write_completions(self.output, lines)
         programs = programs_of(lines, self.problems)
-        runner, path = self.code.test_runner, self.output / "verdicts.jsonl"
+        runner = self.code.test_runner
         if self.code.allow_code_execution:
-            run_tests(path, programs, runner.timeout, runner.workers)
-        verdicts = read_verdicts(path, runner.timeout)
+            run_tests(self.verdicts, programs, runner)
+        verdicts = read_verdicts(self.verdicts, runner.timeout)
         for line, (_, program) in zip(lines, programs, strict=True):
             line |= from_problem(self.problems[line["split"]][line["index"]], line["completion"])
             if verdict := verdicts.get(sha256_of_text(program)):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from asarm.evals.code.config import TestRunnerConfig
 from asarm.evals.code.sandbox.isolation import describe_isolation
 from asarm.evals.code.sandbox.runner import TIMED_OUT, Limits, Verdict, check_all
+from asarm.utils.cluster.processes import own_cpus
 from asarm.utils.files import sha256_of_text
 from asarm.utils.jsonl import read_json_lines, write_json_lines
 from asarm.utils.progress import update_seconds
@@ -38,7 +40,14 @@ def read_verdicts(path: Path, timeout: float) -> dict[str, Verdict]:
     return verdicts
 
 
-def run_tests(path: Path, programs: Iterable[tuple[str, str]], timeout: float, workers: int) -> dict[str, Verdict]:
+def known_verdicts(paths: Iterable[Path], timeout: float) -> dict[str, Verdict]:
+    """Those of `read_verdicts` of several files together."""
+    return {digest: verdict for path in paths for digest, verdict in read_verdicts(path, timeout).items()}
+
+
+def run_tests(
+    path: Path, programs: Iterable[tuple[str, str]], runner: TestRunnerConfig, others: Iterable[Path] = ()
+) -> dict[str, Verdict]:
     """Verdicts on programs that end with their tests, as `read_verdicts` gives them.
 
     Each different program whose verdict is not known is run once, and its verdict appended when it ends.
@@ -46,19 +55,18 @@ def run_tests(path: Path, programs: Iterable[tuple[str, str]], timeout: float, w
     Args:
         path: the file of verdicts, JSON lines.
         programs: (task id, source) of each.
-        timeout: seconds for each program.
-        workers: programs run at a time.
+        others: files of other processes, whose verdicts hold, too.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_lines(path, read_json_lines(path))  # without the torn line of an interrupted run
-    verdicts = read_verdicts(path, timeout)
+    timeout = runner.timeout
+    verdicts = known_verdicts((*others, path), timeout)
     different = {sha256_of_text(program): (task_id, program) for task_id, program in programs}
     todo = [(digest, *some) for digest, some in different.items() if digest not in verdicts]
     if not todo:
         return verdicts
+    write_json_lines(path, read_json_lines(path))  # without the torn line of an interrupted run
     logger.info("%s", describe_isolation())
     logger.info("%d of %d different programs to run", len(todo), len(different))
-    finished = check_all([program for _, _, program in todo], Limits(seconds=timeout), workers)
+    finished = check_all([program for _, _, program in todo], Limits(seconds=timeout), runner.workers or own_cpus())
     with path.open("a", encoding="utf-8") as file:
         for index, verdict, seconds in tqdm(finished, total=len(todo), unit="program", mininterval=update_seconds()):
             digest, task_id, _ = todo[index]

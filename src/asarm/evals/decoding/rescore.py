@@ -6,8 +6,9 @@ way, and all costs are those of the decodings. The true texts, where lines have 
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,21 @@ class RescoringConfig:
 class Rescoring(Evaluation[dict]):
     """Items are lines of the decodings."""
 
-    word = "text"
+    command, word = "judge", "text"
 
     def __init__(self, results: str | Path, config: RescoringConfig):
         self.decodings = read_decodings(Path(results))
         self.config = config.resolved(Path(results))
         self.source = Path(results) / "samples.jsonl"
-        self.output = Path(self.config.output_dir)
+        super().__init__(self.config)
+        self.options |= {"results": str(Path(results).absolute())}
+
+    @cached_property
+    def score(self) -> Callable[[str], TextScore]:
+        """The score of a text under the model."""
         scorer = causal_scorer(
-            config.judge,
-            pick_device(config.device),
+            self.config.judge,
+            pick_device(self.config.device),
             bool(self.config.add_start_token),
             self.config.entropy_of == WHOLE,
         )
@@ -84,9 +90,11 @@ class Rescoring(Evaluation[dict]):
         def score(text: str) -> TextScore:
             return scorer([text], torch.empty(0))[0]
 
-        self.score = score
+        return score
 
     def settings(self) -> dict[str, Any]:
+        """Raises InputError as `causal_scorer` does."""
+        _ = self.score
         digest = sha256_of_file(self.source)
         kept = {name: value for name, value in flat(self.config).items() if name not in ("device", "output_dir")}
         return kept | {"samples_sha256": digest, "hardware": provenance()["device"]}

@@ -8,6 +8,7 @@ are made from that file.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from asarm.evals.decoding.config import WHOLE, DecodingEvalConfig
@@ -56,14 +57,18 @@ def plan(config: DecodingEvalConfig, system: Decoder, length: int) -> list[Unit[
 class DecodingEvaluation(Evaluation[int]):
     """Items are rows of the sequences of one model and length."""
 
-    word = "text"
+    command, word = "decode", "text"
 
     def __init__(self, config: DecodingEvalConfig):
         super().__init__(config)
         self.config = config
+
+    @cached_property
+    def systems(self) -> list[Decoder]:
+        """The models with their sequences; they are held in memory together."""
+        config = self.config
         documents = load_documents(config.text, config.packing)
-        scorer = None
-        self.systems = []
+        scorer, found = None, []
         for name in config.model_names():
             model, codec = config.load_model(name)
             longest = getattr(model.config, "n_positions", None)  # XLNet has no limit
@@ -78,7 +83,8 @@ class DecodingEvaluation(Evaluation[int]):
                 )
             weights = sha256_of_tensors(model.state_dict().values())
             compiled = compiled_for_decoding(model, config.loading.compile)
-            self.systems.append(Decoder(name, weights, compiled, codec, scorer or self_scorer(model), sequences))
+            found.append(Decoder(name, weights, compiled, codec, scorer or self_scorer(model), sequences))
+        return found
 
     def settings(self) -> dict[str, Any]:
         texts = {

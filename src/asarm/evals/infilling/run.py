@@ -4,6 +4,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 from asarm.evals.infilling.config import InfillEvalConfig
@@ -22,9 +23,18 @@ class InfillEvaluation(Evaluation[InfillExample]):
     group_field: ClassVar[str]
     trial_field: ClassVar[str]
 
-    def __init__(self, config: InfillEvalConfig, systems: Sequence[InfillSystem], trials: int):
+    def __init__(self, config: InfillEvalConfig, trials: int):
         super().__init__(config)
-        self.config, self.systems, self.trials = config, systems, trials
+        self.config, self.trials = config, trials
+
+    @cached_property
+    def systems(self) -> Sequence[InfillSystem]:
+        """What fills gaps."""
+        return self.load_systems()
+
+    @abstractmethod
+    def load_systems(self) -> Sequence[InfillSystem]:
+        """Load what fills gaps."""
 
     @abstractmethod
     def line(self, unit: Unit[InfillExample], example: Any, result: InfillResult) -> dict:

@@ -1,15 +1,20 @@
 """Adapter for lm-evaluation-harness (the package lm-eval): our models under the name `asarm`, for any of its tasks.
 
 `python -m asarm harness OPTIONS` is its command line with our models in it. In Python, import this module; then
-`lm_eval.simple_evaluate(model="asarm", model_args="pretrained=tiny-text", tasks=[...])` knows them.
+`lm_eval.simple_evaluate(model="asarm", model_args="pretrained=tiny-text", tasks=[...])` knows them. The processes of
+torchrun or accelerate launch share the documents of each task, and the first one has the results.
 """
 
 import logging
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, cast
 
 import lm_eval.models  # noqa: F401  the harness' own models stay known
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -25,11 +30,13 @@ from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import text_after
+from asarm.utils.cluster.processes import connect, this_shard, use_own_gpu
 from asarm.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 FIRST_GAP = 32
 BATCH_SIZE = 16  # for --batch_size auto, too
+WAIT = timedelta(days=7)  # of a process for slower ones
 LOGGED = "lm_eval"  # the harness' logger shows what it says
 
 
@@ -63,6 +70,11 @@ class AsArmLM(TemplateLM):
             raise InputError("the sampler parallel does not write from left to right: choose another")
         self.sampler: dict[str, Any] = {"sampler": sampler, "draft": draft, "k": int(k)}
         SamplerConfig(**self.sampler)
+        use_own_gpu()
+        shard = this_shard()
+        self._rank, self._world_size = shard.index, shard.count
+        if shard.count > 1:
+            connect(WAIT)
         self._device = pick_device(device or "auto")
         self.model, self.codec = load_on_device(pretrained, revision, white_space, self._device, dtype)
         longest = self.model.config.n_positions
@@ -75,6 +87,26 @@ class AsArmLM(TemplateLM):
             raise InputError(f"batch_size must be a number from 1, or auto, not {batch_size!r}")
         self.batch_size = int(batch_size)
         self.name = f"{pretrained}@{revision or 'main'}"
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all processes, one after the other."""
+        parts: list[Any] = [tensor] * self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_gather_object(parts, tensor.cpu())
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """The objects of all processes in process `dst`, None in others."""
+        if self.world_size == 1:
+            return [obj]
+        found = [None] * self.world_size if self.rank == dst else None
+        torch.distributed.gather_object(obj, found, dst)
+        return found
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world_size > 1:
+            torch.distributed.barrier()
 
     @property
     def tokenizer_name(self) -> str:
@@ -139,15 +171,18 @@ class AsArmLM(TemplateLM):
         groups: dict[str, list[int]] = {}  # requests with the same settings
         for index, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(index)
+        seeds = request_seeds(requests, self.seed)
         with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
             for group in groups.values():
-                for index, text in self._generate_group(requests, group):
+                for index, text in self._generate_group(requests, group, seeds):
                     results[index] = text
                     self.cache_hook.add_partial("generate_until", requests[index].args, text)
                     bar.update()
         return results
 
-    def _generate_group(self, requests: list[Instance], group: list[int]) -> Iterator[tuple[int, str]]:
+    def _generate_group(
+        self, requests: list[Instance], group: list[int], seeds: list[int]
+    ) -> Iterator[tuple[int, str]]:
         """The indices and texts of requests that have the same settings, in batches of contexts of like length."""
         settings = normalize_gen_kwargs(requests[group[0]].args[1], self.max_gen_toks)
         config, room = self._sampler_config(settings), self._room(settings["max_gen_toks"])
@@ -156,8 +191,8 @@ class AsArmLM(TemplateLM):
             context = self.tok_encode(requests[index].args[0]) or [self.prefix_token_id]
             contexts[index] = context[room - self.max_length :]
         for rows in batches(sorted(group, key=lambda index: -len(contexts[index])), self.batch_size):
-            some, seeds = [contexts[row] for row in rows], [sampling_seed(self.seed, row) for row in rows]
-            texts = generate(self.model, self.codec, some, seeds, config, settings["until"], room)
+            some, own = [contexts[row] for row in rows], [seeds[row] for row in rows]
+            texts = generate(self.model, self.codec, some, own, config, settings["until"], room)
             yield from zip(rows, texts, strict=True)
 
     def _sampler_config(self, settings: dict) -> SamplerConfig:
@@ -181,6 +216,17 @@ class AsArmLM(TemplateLM):
                 "max_gen_toks %d is lowered to %d, half of what the model takes", max_gen_toks, room
             )
         return room
+
+
+def request_seeds(requests: list[Instance], seed: int) -> list[int]:
+    """A seed for each request. It depends on the document, and on which of its repeats it is, not on the process."""
+    seeds, repeats = [], Counter[int]()
+    for request in requests:
+        about = [getattr(request, name, None) for name in ("task_name", "doc_id", "idx")]
+        number = zlib.crc32(repr((about, request.args[0])).encode())
+        seeds.append(sampling_seed(seed, number, repeats[number]))
+        repeats[number] += 1
+    return seeds
 
 
 def generate(

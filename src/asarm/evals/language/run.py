@@ -13,6 +13,7 @@ from that file.
 """
 
 import logging
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,13 +144,18 @@ class LanguageSystem:
 class LanguageEvaluation(Evaluation[Item]):
     """Items are passages and questions, by task. All models are held in memory together."""
 
-    word = "item"
+    command, word = "language", "item"
 
     def __init__(self, config: LanguageEvalConfig):
         super().__init__(config)
         self.config = config
+
+    @cached_property
+    def systems(self) -> list[LanguageSystem]:
+        """The models with their items."""
+        config = self.config
         questions = {task: read_questions(task, getattr(config, task)) for task in dict.fromkeys(config.tasks)}
-        self.systems = [LanguageSystem(name, config, questions) for name in config.model_names()]
+        return [LanguageSystem(name, config, questions) for name in config.model_names()]
 
     def settings(self) -> dict[str, Any]:
         digests = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from asarm.evals.infilling.infill import InfillResult
 from asarm.evals.infilling.run import InfillEvaluation
+from asarm.evals.infilling.systems import InfillSystem
 from asarm.evals.resumable import Unit
 from asarm.evals.stories.config import StoriesConfig
 from asarm.evals.stories.data import StoryExample, read_stories
@@ -22,18 +23,21 @@ from asarm.utils.files import sha256_of_file
 class StoriesEvaluation(InfillEvaluation):
     """Groups are tasks: which sentences are masked."""
 
-    group_field, trial_field = "task", "trial"
+    command, group_field, trial_field = "stories", "task", "trial"
 
     def __init__(self, config: StoriesConfig):
-        stories = read_stories(config.stories)
-        super().__init__(config, story_systems(config, stories), config.trials)
-        self.stories, self.count = Path(config.stories), min(len(stories), config.max_items or len(stories))
+        super().__init__(config, config.trials)
+        self.story_config = config
+
+    def load_systems(self) -> list[InfillSystem]:
+        return story_systems(self.story_config, read_stories(self.story_config.stories))
 
     def settings(self) -> dict[str, Any]:
-        return super().settings() | {"stories_sha256": sha256_of_file(self.stories)}
+        return super().settings() | {"stories_sha256": sha256_of_file(Path(self.story_config.stories))}
 
     def describe(self, todo: int, total: int) -> str:
-        return f"{counted(self.count, 'stories')}, {counted(self.trials, 'trials')}; {super().describe(todo, total)}"
+        count = max(len(examples) for system in self.systems for examples in system.examples.values())
+        return f"{counted(count, 'stories')}, {counted(self.trials, 'trials')}; {super().describe(todo, total)}"
 
     def line(self, unit: Unit, example: StoryExample, result: InfillResult) -> dict:
         text = result.text.strip()

@@ -1,7 +1,7 @@
 """Signals that end a run on clusters.
 
-Training notes the one that announces pre-emption, saves at the end of its step, and stops; what else holds the lock of
-a folder exits at once, and releases it.
+Training notes the one that announces pre-emption, saves at the end of its step, and stops. An evaluation, whose units
+are on disk as they are done, exits at once and goes back into the queue; what else holds a lock exits, too.
 """
 
 import logging
@@ -40,19 +40,43 @@ class StopRequest:
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
     """Let SIGTERM raise SystemExit, so that what is open is closed, unless the process handles it otherwise."""
-
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    if not _in_main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, _leave)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def requeued_when_stopped() -> Iterator[None]:
+    """Let the signals raise SystemExit, and then `requeue`.
+
+    torchrun sends SIGTERM also when another process has failed, and so its processes are not put back.
+    """
+    if not _in_main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _leave) for number in SIGNALS}
+    try:
+        yield
+    except SystemExit as end:
+        if end.code in {128 + number for number in SIGNALS} and "TORCHELASTIC_RUN_ID" not in os.environ:
+            requeue()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def requeue() -> None:
