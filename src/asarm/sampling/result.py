@@ -1,5 +1,6 @@
 """`SampleResult`, which every sampler returns: filled sequences, their costs, and a trace on request."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -40,3 +41,27 @@ class SampleResult:
     accepted: torch.Tensor
     seconds: float
     trace: list[list[TraceStep]] | None = field(default=None, repr=False)
+
+
+# Whether to keep all steps; or a function that gets each as it comes, with the index of its row.
+TraceOption = bool | Callable[[int, TraceStep], object]
+
+
+class ReportedSteps(list[TraceStep]):
+    """The steps of one row; a function gets each that is appended."""
+
+    def __init__(self, row: int, report: Callable[[int, TraceStep], object]):
+        super().__init__()
+        self.row, self.report = row, report
+
+    def append(self, step: TraceStep) -> None:
+        """As in list."""
+        super().append(step)
+        self.report(self.row, step)
+
+
+def new_traces(trace: TraceOption, rows: int) -> list[list[TraceStep]] | None:
+    """Empty traces of so many rows, or None if none are wanted."""
+    if callable(trace):
+        return [ReportedSteps(row, trace) for row in range(rows)]
+    return [[] for _ in range(rows)] if trace else None
