@@ -18,7 +18,7 @@ from asarm.filling.render_trace import frames
 from asarm.sampling import TraceStep
 from asarm.sampling.config import SamplerConfig
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; form-action 'self'"
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; form-action 'self'"
 
 
 def comparison_page(
@@ -50,9 +50,10 @@ def player_of(infiller: Infiller, config: SamplerConfig, filling: Filling) -> di
 
 
 def frames_of(infiller: Infiller, config: SamplerConfig, filling: Filling) -> Iterator[dict[str, Any]]:
-    """The text before the first step and after each: {"nfe", "decided", "drafts", "accepted", "spans"}.
+    """The text before the first step and after each: {"nfe", "drafts", "accepted", "spans"}.
 
-    spans: [text, label] with labels as in `asarm.filling.render_trace.frames`. The rest are totals so far.
+    spans: [text, label] with labels as in `asarm.filling.render_trace.frames`. The others are totals so far; of drafts
+    those that were verified.
     """
     steps = [TraceStep([], [], 0, []), *(filling.trace or [])]
     nfe = drafts = accepted = 0
@@ -60,7 +61,7 @@ def frames_of(infiller: Infiller, config: SamplerConfig, filling: Filling) -> It
         zip(steps, frames(infiller.codec, filling.tokens, filling.target, steps), strict=True)
     ):
         nfe += evaluations_of(step, config) if number else 0
-        drafts, accepted = drafts + len(step.drafts), accepted + step.accepted
+        drafts, accepted = drafts + min(len(step.drafts), step.accepted + 1), accepted + step.accepted
         shown = [[span.text, span.label] for span in spans]
         yield {"nfe": nfe, "drafts": drafts, "accepted": accepted, "spans": shown}
 

@@ -59,7 +59,7 @@ def candidate_parts(given: str, candidate: str) -> list[str]:
         raise InputError(f"{candidate[:60]!r} has {len(parts)} parts, separated by ___, for {len(digits)} gaps")
     if len(parts) > 1:
         parts = [part.strip(" ") for part in parts]
-    return [f" {part}" if piece.endswith(" ") else part for piece, part in zip(pieces, parts, strict=False)]
+    return [f" {part}" if part and piece.endswith(" ") else part for piece, part in zip(pieces, parts, strict=False)]
 
 
 def filled_batch(codec: TextCodec, given: str, parts: Sequence[str], capacity: int = 0) -> InfillBatch:

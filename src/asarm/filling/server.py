@@ -6,6 +6,7 @@ from its own page: requests that name another host or come from other pages are 
 
 import errno
 import html
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import parse_qs
@@ -122,23 +123,19 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: the texts are the user's own."""
 
 
-def new_server(
-    infiller: Infiller, config: SamplerConfig, allowed: torch.Tensor | None, seed: int, port: int
-) -> HTTPServer:
-    """A server on a port of this machine (0 for any free one). Raises InputError if the port cannot be had."""
-    handler = type("PageHandler", (Handler,), {"page": Page(infiller, config, allowed, seed)})
+def listening(port: int) -> HTTPServer:
+    """A server on a port of this machine (0 for any free one), which waits for a page. Raises InputError if the port
+    cannot be had."""
     try:
-        return HTTPServer((HOST, port), handler)
+        return HTTPServer((HOST, port), Handler)
     except OSError as error:
         reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         raise InputError(f"port {port} {reason}: choose another --port") from error
 
 
-def serve(infiller: Infiller, config: SamplerConfig, allowed: torch.Tensor | None, seed: int, port: int) -> None:
-    """Serve the page until it is interrupted."""
-    with new_server(infiller, config, allowed, seed, port) as server:
-        print(f"http://{HOST}:{server.server_address[1]} (Ctrl-C ends it)", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
+def serve(server: HTTPServer, page: Page) -> None:
+    """Answer with the page until it is interrupted."""
+    server.RequestHandlerClass = type("PageHandler", (Handler,), {"page": page})
+    print(f"http://{HOST}:{server.server_address[1]} (Ctrl-C ends it)", flush=True)
+    with suppress(KeyboardInterrupt):
+        server.serve_forever()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from asarm.cli.infill.printing import as_json, cost_line, print_text
@@ -33,7 +34,7 @@ from asarm.filling.infiller import (
 )
 from asarm.filling.page import comparison_page
 from asarm.filling.render_trace import show_trace
-from asarm.filling.server import serve
+from asarm.filling.server import Page, listening, serve
 from asarm.models.compiled import compiled_for_decoding
 from asarm.models.config import LoadingOptions
 from asarm.sampling.config import SamplerConfig
@@ -112,20 +113,32 @@ def input_texts(text: str | None, config: InfillConfig) -> list[tuple[str, str]]
 
 def main(arguments: list[str]) -> None:
     config, sampler, extra = parse_arguments(arguments)
-    texts = [] if extra.serve else input_texts(extra.text, config)
-    quiet_libraries()
     if "--model" not in given_options(arguments):
-        config.loading.model = default_model()
-    model, codec = config.loading.load()
-    infiller = Infiller(model, codec, config.gap_tokens)
-    config.gap_tokens = infiller.gap_tokens
-    sampler = infiller.without_words(sampler, config.bad_words)
-    allowed = infiller.allowed(config.allowed)
+        config.loading.model = ""
+    quiet_libraries()
     if extra.serve:
-        serve(infiller, sampler, allowed, config.seed, extra.port)
-        return
+        with listening(extra.port) as server:  # before the model is loaded, which takes long
+            infiller, sampler, allowed = loaded(config, sampler)
+            serve(server, Page(infiller, sampler, allowed, config.seed))
+    else:
+        fill_texts(config, sampler, extra, input_texts(extra.text, config))
+
+
+def loaded(config: InfillConfig, sampler: SamplerConfig) -> tuple[Infiller, SamplerConfig, torch.Tensor | None]:
+    """The model, which is the default one if none is named; the settings with the bad words; the allowed tokens."""
+    config.loading.model = config.loading.model or default_model()
+    model, codec = config.loading.load()
+    infiller = Infiller(compiled_for_decoding(model, config.loading.compile), codec, config.gap_tokens)
+    config.gap_tokens = infiller.gap_tokens
+    return infiller, infiller.without_words(sampler, config.bad_words), infiller.allowed(config.allowed)
+
+
+def fill_texts(config: InfillConfig, sampler: SamplerConfig, extra: Namespace, texts: list[tuple[str, str]]) -> None:
+    """Fill the texts, and print them or write them to the output."""
+    many = len(texts) > 1 or bool(config.output)
+    check(not (many and extra.html), "html is for one text, without --output")
+    infiller, sampler, allowed = loaded(config, sampler)
     batches = [infiller.parse(texts[0][1])] if len(texts) == 1 else parsed(infiller, texts)
-    infiller.model = compiled_for_decoding(model, config.loading.compile)
     count = config.best_of or config.samples
     trace = extra.trace or bool(extra.html)
 
@@ -134,12 +147,14 @@ def main(arguments: list[str]) -> None:
         log_prob = bool(config.output)
         return infiller.fill(some, sampler, seeds, config.samples, config.best_of, allowed, trace, log_prob)
 
-    if len(texts) > 1 or config.output:
-        check(not extra.html, "html is for one text")
+    if many:
         settings = {name: value for name, value in flat(config).items() if name not in ("output", "batch_size")}
         every = fill_file(texts, fill, config.batch_size, config.output, settings | flat(sampler))
         for _, fillings in every:
-            show(infiller, config, sampler, extra, fillings, cost=False)
+            if not config.output:
+                show(infiller, config, sampler, extra, fillings, cost=False)
+        if config.output:
+            print(f"{len(texts)} texts: {config.output}", file=sys.stderr)
         return
     (fillings,) = fill([0])
     show(infiller, config, sampler, extra, fillings, cost=True)
