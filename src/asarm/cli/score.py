@@ -8,12 +8,13 @@ it prints a line for each text, in their order.
 
 import json
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from asarm.cli.presets import given_options
 from asarm.filling.files import texts_of
 from asarm.filling.infiller import CAPACITY, MODEL, Infiller, default_model
-from asarm.filling.scoring import candidate_parts, filled_batch, parts_of, scores_of
+from asarm.filling.scoring import Score, candidate_parts, filled_batch, parts_of, scores_of
 from asarm.models.config import LoadingOptions
 from asarm.sampling.transforms import Transforms
 from asarm.tokenization.batch import InfillBatch
@@ -85,9 +86,10 @@ def main(arguments: list[str]) -> None:
             batches.append(filled_batch(infiller.codec, text, parts, capacity))
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+    found: Iterable[tuple[Score, InfillBatch]]
     found = zip(scores_of(infiller, batches, transforms, config.batch_size), batches, strict=True)
     if extra.text is not None:
-        found = iter(sorted(found, key=lambda one: -one[0].log_prob))
+        found = sorted(found, key=lambda one: -one[0].log_prob)
     for score, batch in found:
         text = infiller.codec.decode(batch.tokens[0].tolist())
         if extra.json:

@@ -17,6 +17,7 @@ from asarm.models.load import bundled_model_path, load_on_device, pick_device
 from asarm.objective.loss import log_prob
 from asarm.sampling import SampleResult, TraceStep, sample
 from asarm.sampling.config import SamplerConfig
+from asarm.sampling.transforms import TokenIds
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.constraints import ids_of_words, tokens_that_match
@@ -101,7 +102,8 @@ class Infiller:
 
     def without_words(self, config: SamplerConfig, bad_words: Sequence[str]) -> SamplerConfig:
         """The settings with the ids of some words, as this model writes them, among the `bad_words_ids`."""
-        return replace(config, bad_words_ids=[*config.bad_words_ids, *ids_of_words(self.codec, bad_words)])
+        ids = map(TokenIds, ids_of_words(self.codec, bad_words))
+        return replace(config, bad_words_ids=[*config.bad_words_ids, *ids])
 
     def allowed(self, pattern: str) -> torch.Tensor | None:
         """[1, 1, V] bool, the tokens that match a regular expression as a whole; None, which is all, for ""."""

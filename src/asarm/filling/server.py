@@ -9,6 +9,7 @@ import html
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import cast
 from urllib.parse import parse_qs
 
 import torch
@@ -91,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def is_welcome(self) -> bool:
         """Whether the request is for / of this host, and from its own page, if from any; else it is refused."""
-        port = self.server.server_address[1]
+        port = cast(HTTPServer, self.server).server_port
         hosts = {f"{HOST}:{port}", f"localhost:{port}"}
         origin = self.headers.get("Origin")
         if self.headers.get("Host") not in hosts or (origin and origin not in {f"http://{one}" for one in hosts}):
@@ -136,6 +137,6 @@ def listening(port: int) -> HTTPServer:
 def serve(server: HTTPServer, page: Page) -> None:
     """Answer with the page until it is interrupted."""
     server.RequestHandlerClass = type("PageHandler", (Handler,), {"page": page})
-    print(f"http://{HOST}:{server.server_address[1]} (Ctrl-C ends it)", flush=True)
+    print(f"http://{HOST}:{server.server_port} (Ctrl-C ends it)", flush=True)
     with suppress(KeyboardInterrupt):
         server.serve_forever()

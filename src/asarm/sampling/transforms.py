@@ -18,7 +18,7 @@ Order and meaning are those of the GenerationConfig of `transformers`: first the
 what is forbidden, then temperature, top-k, top-p, min-p. Where everything that is left of a distribution is forbidden
 (as at the last token of a bad word, if only that is allowed), nothing is.
 
-Shapes: B rows, R ranks, Q queries, V vocabulary.
+Shapes: B rows, R ranks, Q queries, N positions, V vocabulary.
 """
 
 from collections.abc import Iterable
