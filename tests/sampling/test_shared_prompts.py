@@ -60,6 +60,6 @@ def test_a_padded_cache_of_a_compiled_model(monkeypatch):
     model, batch = tiny_gpt2(12, scale=0.9), two_prompts(11)
     expected = sample(model, *batch, SamplerConfig(), range(22)).tokens
     compiled = CompiledModel(model)
-    compiled.step = model.hidden
+    compiled.fails = True
     monkeypatch.setattr(kv_cache, "SHARED_TOKENS", 64)
     assert torch.equal(sample(compiled, *batch, SamplerConfig(), range(22)).tokens, expected)
