@@ -17,8 +17,9 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "asarm"
 # package -> (x, y) of its box, and what it is for
 BOXES = {
     "cli": ((2.0, 5.0), "one thin file a command"),
-    "training": ((0.9, 4.0), "loop, checkpoints,\nvalidation, optimizers"),
-    "evals": ((3.1, 4.0), "decoding, stories, code,\nlanguage; statistics"),
+    "training": ((0.6, 4.0), "loop, checkpoints,\nvalidation, optimizers"),
+    "evals": ((2.0, 4.0), "decoding, stories, code,\nlanguage; statistics"),
+    "filling": ((3.4, 4.0), "gaps of texts filled and\nscored; pages"),
     "data": ((0.2, 2.8), "corpora and streams,\ntokenised and packed"),
     "objective": ((2.0, 2.8), "losses, masking,\nexact log-densities"),
     "sampling": ((3.8, 2.8), "sequential, ASSD, fused,\nparallel; verification"),

@@ -11,7 +11,7 @@ from support.paths import SOURCE
 
 LAYER = {
     "utils": 0, "tokenization": 1, "models": 2, "data": 2, "objective": 3, "sampling": 3, "training": 4, "evals": 4,
-    "cli": 5, "__main__": 6,
+    "filling": 4, "cli": 5, "__main__": 6,
 }  # fmt: skip
 EVALUATIONS = ("decoding", "stories", "code", "language")
 MODULES = {

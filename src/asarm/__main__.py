@@ -12,6 +12,7 @@ COMMANDS = {
     "write": "a language model's own writing as a corpus to adapt it on",
     "draft_head": "train a draft head for a model, for faster decoding",
     "infill": "fill the gaps (___) of a text",
+    "score": "exact log-likelihoods of what fills the gaps of a text",
     "decode": "decode real text speculatively and sequentially, and compare",
     "judge": "perplexities of finished decodings under another model",
     "stories": "fill gaps in stories, and compare with what was there",

@@ -12,8 +12,10 @@ from huggingface_hub import constants
 from rich.console import Console
 
 from asarm import __main__
-from asarm.cli.infill import MODEL, SMALL_MODEL, input_text, main, print_text
-from asarm.evals.infilling import render_trace as trace
+from asarm.cli.infill import InfillConfig, input_texts, main
+from asarm.cli.infill.printing import print_text
+from asarm.filling import render_trace as trace
+from asarm.filling.infiller import MODEL, SMALL_MODEL
 from asarm.models import load as models
 from asarm.models.conversion import smollm2
 from asarm.models.load import load
@@ -259,12 +261,13 @@ def test_an_argument_that_is_no_utf8(infill):
 
 def test_a_byte_order_mark_is_not_of_the_text(tmp_path, monkeypatch):
     data = "\ufeffcaf\u00e9 ___\r\n".encode()
-    (tmp_path / "a.json").write_bytes(data)
+    (tmp_path / "a.txt").write_bytes(data)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    assert input_text(None, str(tmp_path / "a.json")) == input_text("-", "") == "caf\u00e9 ___"
-    (tmp_path / "a.json").write_text("a ___", encoding="utf-16")
-    with pytest.raises(InputError, match=r"a.json is UTF-16 text: convert it to UTF-8"):
-        input_text(None, str(tmp_path / "a.json"))
+    from_file = InfillConfig(file=str(tmp_path / "a.txt"))
+    assert input_texts(None, from_file)[0][1] == input_texts("-", InfillConfig())[0][1] == "caf\u00e9 ___"
+    (tmp_path / "a.txt").write_text("a ___", encoding="utf-16")
+    with pytest.raises(InputError, match=r"a.txt is UTF-16 text: convert it to UTF-8"):
+        input_texts(None, from_file)
 
 
 def test_a_bundled_name_is_its_folder_and_other_names_stay(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from asarm.cli import code, decode, language, stories, train
-from asarm.cli.presets.protocol import Protocol, follows_paper
+from asarm.cli.presets.protocol import UNTRANSFORMED, Protocol, follows_paper
 from asarm.training.presets import PRESETS
 from asarm.utils.config import flat
 
@@ -46,7 +46,13 @@ def test_others_are_named_where_they_differ_and_all_items_are_all():
 def test_no_option_of_an_evaluation_is_forgotten(command):
     protocol = Protocol(decode.PAPER) if command is decode else command.PROTOCOL
     options = set(flat(command.parse_arguments(["paper"])))
-    assert options - NEUTRAL <= {*protocol.settings, *protocol.others}
+    assert options - NEUTRAL <= {*protocol.settings, *protocol.others, *UNTRANSFORMED}
+
+
+def test_transforms_are_named_where_they_differ():
+    shown = language.PROTOCOL.describe(flat(language.parse_arguments(["paper", "--top_p", "0.9"])))
+    assert "top_p 0.9 (the paper: 1)" in unwrapped(shown)
+    assert "top_k" not in shown
 
 
 def test_settings_in_force_are_compared_with_the_papers():

@@ -21,7 +21,11 @@ SETTINGS = {
     "fused": {"sampler": "fused", "k": 5},
     "fused-block": {"sampler": "fused", "k": 3, "coupling": "block"},
     "parallel": {"sampler": "parallel", "steps": 3},
-}
+    "transformed": {
+        "sampler": "fused", "k": 3, "temperature": 0.8, "top_k": 12, "top_p": 0.9, "min_p": 0.01,
+        "repetition_penalty": 1.5, "bad_words_ids": [[2], [3, 4]],
+    },
+}  # fmt: skip
 HEADS = {"blind": {}, "head": {"draft_head": 8}, "recurrent": {"draft_head": 8, "draft_recurrent": True}}
 
 

@@ -11,8 +11,9 @@ from asarm import sampling
 from asarm.sampling import sample
 from asarm.sampling.adaptive_window import AdaptiveWindow
 from asarm.sampling.assd import bigram_distribution
-from asarm.sampling.config import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, SamplerConfig
+from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
+from asarm.sampling.transforms import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from asarm.utils.errors import InputError
 from support.models import random_batch, tiny_gpt2, tiny_xlnet
 
@@ -76,7 +77,7 @@ def test_the_temperature_of_drafts_changes_their_acceptance_only(model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": value}, "temperature must lie in") for value in (0.0, -1.0, 1e-38, 1e10, math.inf, math.nan)
+        ({"temperature": value}, "temperature must lie in") for value in (-1.0, 1e-38, 1e10, math.inf, math.nan)
     ]
     + [
         ({"draft_temperature": 1e-12}, "draft_temperature must lie in"),
@@ -91,7 +92,7 @@ def test_settings_that_cannot_be(settings, message):
 
 
 @pytest.mark.parametrize("sampler", ["sequential", "assd", "fused", "parallel"])
-@pytest.mark.parametrize("temperature", [LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE])
+@pytest.mark.parametrize("temperature", [0, LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE])
 @pytest.mark.parametrize("coupling", ["residual", "block", "gumbel"])
 def test_extreme_temperatures_give_the_best_tokens_or_uniform_ones(model, sampler, temperature, coupling):
     inputs = random_batch(200, 12, 12, seed=5)
@@ -180,7 +181,7 @@ def test_invalid_input(model):
         ({"sampler": "magic"}, "unknown sampler"),
         ({"draft": "none"}, "unknown draft"),
         ({"coupling": "none"}, "unknown coupling"),
-        ({"temperature": 0}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
         ({"tolerance": -1}, "tolerance"),
         ({"tolerance": 0.1, "coupling": "gumbel"}, "residual"),
         ({"steps": 0}, "steps"),

@@ -6,8 +6,7 @@ from typing import Any
 
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.config import LoadingOptions
-from asarm.sampling.config import SamplerConfig
-from asarm.sampling.registry import named_sampler
+from asarm.sampling.config import SamplerConfig, named_sampler
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check_at_least, nested, option
 from asarm.utils.errors import InputError

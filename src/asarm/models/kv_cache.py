@@ -4,7 +4,11 @@ The representation of a known token never changes once its rank is reached, so t
 accepted tokens stay where they are, and rejecting tokens only shortens a length.
 """
 
+from typing import Any
+
 import torch
+
+SHARED_TOKENS = 256  # prompts are read once only if that saves as many tokens: it takes a call of its own
 
 
 class KeyValueCache:
@@ -96,3 +100,43 @@ class TokenCache(KeyValueCache):
     def keep_rows(self, rows: torch.Tensor) -> None:
         super().keep_rows(rows)
         self.tokens, self.positions = self.tokens[rows], self.positions[rows]
+
+
+def read_equal_prompts_once(
+    model: Any,
+    cache: KeyValueCache,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    prompt_length: torch.Tensor,
+    span: int,
+) -> bool:
+    """Fill a new cache with the prompts of its rows, each different one read once, if that saves much: whether it does.
+
+    tokens, positions: [B, P] int64 in rank order, the first prompt_length [B] int64 ranks of which are the prompt.
+    span: as in `AnyOrderModel.new_cache`.
+    """
+    longest = tokens.shape[1]
+    if longest * (len(tokens) - 1) < SHARED_TOKENS:
+        return False
+    ranks = torch.arange(longest, device=tokens.device)
+    absent = ranks >= prompt_length[:, None]  # [B, P]
+    parts = (tokens.masked_fill(absent, -1), positions.masked_fill(absent, -1))
+    _, owner = torch.cat(parts, dim=1).unique(dim=0, return_inverse=True)  # [B], which prompt each row has
+    count = int(owner.max()) + 1
+    if longest * (len(owner) - count) < SHARED_TOKENS:
+        return False
+    first = owner.new_full((count,), len(owner)).scatter_reduce(0, owner, torch.arange(len(owner)).to(owner), "amin")
+    length = prompt_length[first, None]  # [U, 1]
+    read = model.new_cache(count, cache.capacity, span)
+    model.hidden(
+        tokens[first],
+        positions[first],
+        length.expand(-1, longest),  # the prompt sees all of itself
+        positions[first, :1],  # a query, as there must be one
+        length,
+        read,
+    )
+    for target, source in zip(cache.row_tensors(), read.row_tensors(), strict=True):
+        target.copy_(source[owner])
+    cache.set_lengths(prompt_length)
+    return True

@@ -5,6 +5,7 @@ targets likewise, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -152,6 +153,22 @@ def query_nll(model: AnyOrderModel, *arguments: torch.Tensor, targets: torch.Ten
     return cross_entropy(states, *model.output_layer(), targets, excluded=model.never_sampled())
 
 
+class LogitTransforms(Protocol):
+    """What makes transformed log-probs of logits: see `asarm.sampling.transforms.Transforms`."""
+
+    def log_probs(
+        self,
+        logits: torch.Tensor,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        at: torch.Tensor,
+        known: torch.Tensor,
+        allowed: torch.Tensor | None = None,
+        gap_end: int | None = None,
+    ) -> torch.Tensor:
+        """Log-probs [B, Q, V] of logits [B, Q, V]."""
+
+
 @torch.inference_mode()
 def log_prob(
     model: DecodingModel,
@@ -160,6 +177,8 @@ def log_prob(
     target: torch.Tensor | None = None,
     temperature: float = 1.0,
     turn: torch.Tensor | None = None,
+    transforms: LogitTransforms | None = None,
+    allowed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Exact log-density (nats) of any subset of a sequence given any other, in one function evaluation.
 
@@ -169,8 +188,17 @@ def log_prob(
     the targets, 0 elsewhere; the sum over a row is the joint log-density. After the end of the text of a gap of unknown
     length (see `asarm.tokenization.open_gaps`) it is 0 for further ends, and -inf for anything else.
 
-    Raises ValueError for such a gap together with a turn.
+    transforms: of each conditional, such as a `SamplerConfig`: the density is then the one that samples with these
+    settings have. It stands instead of the temperature. allowed: [1 or B, N, V] bool, with transforms, as in
+    `asarm.sampling.sample`.
+
+    Raises ValueError for such a gap together with a turn, for a temperature other than 1 together with transforms, and
+    for allowed tokens without transforms.
     """
+    if transforms is None and allowed is not None:
+        raise ValueError("allowed tokens need transforms, such as SamplerConfig()")
+    if transforms is not None and temperature != 1:
+        raise ValueError("give the temperature as one of the transforms")
     target = ~given if target is None else target
     gap_end = model.config.gap_end_token_id
     may_end = open_targets(InfillBatch(tokens, given, target), gap_end)
@@ -180,7 +208,14 @@ def log_prob(
     absent = may_end & later_in_gap(may_end & is_end, given)
     target = target & ~absent
     order = rank_order(given, target, turn)
-    log_probs, targets, positions = _target_log_probs(model, tokens, order, may_end, temperature)
+    logits, targets, positions, ranks = _target_logits(model, tokens, order, may_end)
+    if transforms is None:
+        log_probs = torch.log_softmax(logits / temperature, dim=-1)
+    else:
+        rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+        here = None if allowed is None else allowed.expand(len(tokens), -1, -1)[rows, positions]
+        ranked = tokens.gather(1, order.order)
+        log_probs = transforms.log_probs(logits, ranked, order.order, positions, ranks, here, gap_end)
     scores = _at_targets(log_probs.gather(-1, targets[..., None])[..., 0], positions, target)
     return scores.masked_fill(absent & ~is_end, float("-inf"))
 
@@ -194,16 +229,17 @@ def log_prob_and_best(
     A row whose targets all are is what greedy decoding would give.
     """
     may_end = open_targets(InfillBatch(tokens, given, target), model.config.gap_end_token_id)
-    log_probs, targets, positions = _target_log_probs(model, tokens, rank_order(given, target), may_end, 1.0)
+    logits, targets, positions, _ = _target_logits(model, tokens, rank_order(given, target), may_end)
+    log_probs = torch.log_softmax(logits, dim=-1)
     best = (log_probs.argmax(-1) == targets).float()
     scores = log_probs.gather(-1, targets[..., None])[..., 0]
     return _at_targets(scores, positions, target), _at_targets(best, positions, target) > 0
 
 
-def _target_log_probs(
-    model: DecodingModel, tokens: torch.Tensor, order: RankOrder, may_end: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probs [B, S, V] at a range of S ranks that includes all targets, with the tokens and positions there [B, S].
+def _target_logits(
+    model: DecodingModel, tokens: torch.Tensor, order: RankOrder, may_end: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits [B, S, V] float32 at a range of S ranks that includes all targets, and tokens, positions, ranks [B, S].
 
     Where prompts differ in length, the range includes some prompt tokens and padding, too. may_end: [B, N] bool, where
     the text of a gap may end.
@@ -221,9 +257,8 @@ def _target_log_probs(
         ranks,
     )
     positions = order.order[:, first:total]  # [B, S]
-    logits = logits.float() / temperature
-    logits = exclude_gap_end(logits, may_end.gather(1, positions), model.config.gap_end_token_id)
-    return torch.log_softmax(logits, dim=-1), ranked[:, first:total], positions
+    logits = exclude_gap_end(logits.float(), may_end.gather(1, positions), model.config.gap_end_token_id)
+    return logits, ranked[:, first:total], positions, ranks
 
 
 def _at_targets(values: torch.Tensor, positions: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -14,16 +14,21 @@ from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
-from asarm.sampling.result import SampleResult
+from asarm.sampling.result import SampleResult, TraceOption
 from asarm.sampling.verification import DraftWindow
 from asarm.tokenization.batch import InfillBatch
 
 
 def sample_assd(
-    model: DecodingModel, batch: InfillBatch, config: SamplerConfig, seeds: Sequence[int], trace: bool
+    model: DecodingModel,
+    batch: InfillBatch,
+    config: SamplerConfig,
+    seeds: Sequence[int],
+    trace: TraceOption,
+    allowed: torch.Tensor | None = None,
 ) -> SampleResult:
     """Exact when tolerance is 0; NFE <= targets. Arguments as in `asarm.sampling.sample`."""
-    state = DecodeState(model, batch, config, seeds, trace, window=config.k, lookahead=config.k)
+    state = DecodeState(model, batch, config, seeds, trace, window=config.k, lookahead=config.k, allowed=allowed)
     if config.draft == "ngram":
         return state.run(assd_ngram_step, config.k)
     # The first draft was drawn from its target distribution: it needs no verification if it is the only one.

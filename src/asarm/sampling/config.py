@@ -1,16 +1,15 @@
-"""Settings of the samplers."""
+"""Settings of the samplers, and samplers by the names that evaluations give them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from asarm.sampling.transforms import Transforms, check_temperature
 from asarm.utils.config import check, option
-
-# Beyond these, logits divided by the temperature are no longer numbers of float32, or all the same.
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-9, 1e9
 
 
 @dataclass
-class SamplerConfig:
-    """How targets are filled. See `asarm.sampling`."""
+class SamplerConfig(Transforms):
+    """How targets are filled (see `asarm.sampling`), and how their distributions are transformed first."""
 
     sampler: str = option("assd", "sequential, assd, fused or parallel (the last is not exact)")
     draft: str = option(
@@ -24,13 +23,13 @@ class SamplerConfig:
         False, "fused drafts as many tokens, k at most, as it measures to be fastest; the text does not depend on it"
     )
     steps: int = option(16, "network calls of the parallel sampler")
-    temperature: float = option(1.0, "divides the logits")
     draft_temperature: float | None = option(
         None, "divides the logits that tokens are drafted from by the model; the default is the temperature"
     )
     tolerance: float = option(0.0, "accept with min(1, p/q + tolerance); above 0 the distribution is no longer exact")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.coupling = self.coupling or ("gumbel" if self.adaptive else "residual")
         check(self.sampler in ("sequential", "assd", "fused", "parallel"), f"unknown sampler {self.sampler!r}")
         check(self.draft in ("self", "ngram", "blind"), f"unknown draft {self.draft!r}: choose self, ngram or blind")
@@ -47,12 +46,27 @@ class SamplerConfig:
             f"adaptive needs the gumbel coupling, not {self.coupling}: under others the text would depend on the clock",
         )
         check(self.steps >= 1, f"steps must be at least 1, not {self.steps}")
-        for name in ("temperature", "draft_temperature"):
-            value = getattr(self, name)
-            is_possible = value is None or LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE
-            check(is_possible, f"{name} must lie in [{LOWEST_TEMPERATURE:g}, {HIGHEST_TEMPERATURE:g}], not {value}")
+        if self.draft_temperature is not None:
+            check_temperature("draft_temperature", self.draft_temperature)
         check(0 <= self.tolerance <= 1, f"tolerance must lie in [0, 1], not {self.tolerance}")
         check(
             self.tolerance == 0 or self.coupling == "residual",
             "tolerance needs the residual coupling: gumbel accepts by equality, block whole prefixes at a time",
         )
+
+
+# What each one changes in the settings that all variants of an evaluation share.
+NAMED_SAMPLERS: dict[str, dict[str, Any]] = {
+    "sequential": {"sampler": "sequential"},
+    "assd-self": {"sampler": "assd", "draft": "self"},
+    "assd-ngram": {"sampler": "assd", "draft": "ngram"},
+    "fused": {"sampler": "fused"},
+    "fused-blind": {"sampler": "fused", "draft": "blind"},
+    "fused-adaptive": {"sampler": "fused", "coupling": "gumbel", "adaptive": True},
+    "parallel": {"sampler": "parallel"},
+}
+
+
+def named_sampler(name: str, shared: SamplerConfig, **changes: Any) -> SamplerConfig:
+    """The settings of one of NAMED_SAMPLERS, on top of the shared ones, with changes."""
+    return replace(shared, **(NAMED_SAMPLERS[name] | changes))

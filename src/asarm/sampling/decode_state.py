@@ -15,24 +15,18 @@ import torch.nn.functional as F
 
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.compiled import CompiledModel, DecodingModel, rounded
+from asarm.models.kv_cache import read_equal_prompts_once
 from asarm.models.rank_order import rank_order
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, GumbelSampler, InverseCDFSampler, TabledRNG, TokenSampler
-from asarm.sampling.result import SampleResult, TraceStep
+from asarm.sampling.result import Evaluations, SampleResult, TraceOption, new_traces, one_evaluation, record_steps
+from asarm.sampling.transforms import AllowedTokens
 from asarm.sampling.verification import VERIFICATION_RULES, DraftWindow, Verdict
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.open_gaps import exclude_gap_end, gap_sizes_from, open_targets
 
 # Steps from one look to the next on devices where looking makes the host wait.
 FEWEST_STEPS, MOST_STEPS = 4, 32
-
-
-Evaluations = Callable[[np.ndarray], np.ndarray | int]
-
-
-def one_evaluation(size: np.ndarray) -> int:
-    """The network function evaluations of a step, whatever the numbers of drafts."""
-    return 1
 
 
 class DecodeState:
@@ -53,11 +47,13 @@ class DecodeState:
         batch: InfillBatch,
         config: SamplerConfig,
         seeds: Sequence[int],
-        trace: bool,
+        trace: TraceOption,
         window: int,
         lookahead: int,
+        allowed: torch.Tensor | None = None,
     ):
-        """window, lookahead: maxima of drafts verified at once, and of ranks, from the next one on, queried at once."""
+        """window, lookahead: maxima of drafts verified at once, and of ranks, from the next one on, queried at once.
+        allowed: as in `asarm.sampling.sample`."""
         order = rank_order(batch.given, batch.target)
         count, length = batch.tokens.shape
         device = batch.tokens.device
@@ -84,6 +80,10 @@ class DecodeState:
         span = length if self.compiler is None else rounded(length)
         self.rng = TabledRNG(torch.tensor(list(seeds), device=device), span, self.model.config.vocab_size)
         self.cache = self.model.new_cache(count, size, span, static=not self.sees_values)
+        parts = (self.tokens[:, : self.uncached], self.positions[:, : self.uncached], self.decoded)
+        if read_equal_prompts_once(self.model, self.cache, *parts, span):
+            self.uncached = 0
+        self.allowed = None if allowed is None else AllowedTokens(allowed)
         self.by_row: list[Any] = []  # what else has rows
         self.rows = np.arange(count)  # of the input
         self.remaining_seen = total - prompt  # when the host last looked
@@ -95,13 +95,14 @@ class DecodeState:
             proposed=torch.zeros(count, window, dtype=torch.long),
             accepted=torch.zeros(count, window, dtype=torch.long),
             seconds=0.0,
-            trace=[[] for _ in seeds] if trace else None,
+            trace=new_traces(trace, count),
         )
         if self.compiler is not None:
             self.compiler.start_batch(size)
             self.compiler.adopt(self)
-        for part in (self.rng, self.cache):
-            self.add_rows(part)
+        for part in (self.rng, self.cache, self.allowed):
+            if part is not None:
+                self.add_rows(part)
 
     def add_rows(self, part: Any) -> None:
         """Keep a part of the state, which has rows of its own, in step with the batch.
@@ -189,22 +190,30 @@ class DecodeState:
     def log_probs(self, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
         """Log-probs (float32) of the tokens at ranks [B, Q], by the final states of their queries: [B, Q, E] ->
         [B, Q, V]."""
-        return self._log_softmax(self.model.logits(states), ranks, self.config.temperature)
+        return self._log_softmax(self.model.logits(states), ranks, self.config.temperature, ranks)
 
     def draft_log_probs(self, states: torch.Tensor, ranks: torch.Tensor, by_head: bool = False) -> torch.Tensor:
         """As `log_probs`, of what tokens are drafted from. by_head: the states are those of the draft head."""
         logits = self.model.draft_logits(states) if by_head else self.model.logits(states)
-        return self._log_softmax(logits, ranks, self.config.draft_temperature or self.config.temperature)
+        temperature = self.config.draft_temperature
+        temperature = self.config.temperature if temperature is None else temperature
+        known = ranks if by_head else self.decoded[:, None].expand_as(ranks)
+        return self._log_softmax(logits, ranks, temperature, known)
 
-    def _log_softmax(self, logits: torch.Tensor, ranks: torch.Tensor, temperature: float) -> torch.Tensor:
+    def _log_softmax(
+        self, logits: torch.Tensor, ranks: torch.Tensor, temperature: float, known: torch.Tensor
+    ) -> torch.Tensor:
+        """known: [B, Q] int64, how many ranks the transforms of the config take into account."""
         logits = logits.float()
-        if temperature != 1:
-            logits = logits / temperature
         if self.has_open_gaps:
             exclude_gap_end(logits, self.may_end.gather(1, ranks), self.gap_end)
         elif self.gap_end is not None:
             logits[..., self.gap_end] = float("-inf")
-        return torch.log_softmax(logits, dim=-1)
+        # Without what looks at positions they are not needed.
+        by_position = self.allowed is not None or self.config.bad_words_ids
+        at = self.positions.gather(1, ranks) if by_position else ranks
+        allowed = None if self.allowed is None else self.allowed.at(at)
+        return self.config.log_probs(logits, self.tokens, self.positions, at, known, allowed, self.gap_end, temperature)
 
     def query_log_probs(
         self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor, count: int
@@ -276,7 +285,8 @@ class DecodeState:
             rest = self._rest_of_ended_gap()  # [B]
             outcome = [size, accepted, outcome[2] - rest, rest]
         if self.result.trace is not None:
-            self._record_trace(drafts, outcome, added)
+            ranked = (self.positions, self.tokens, self.decoded)
+            record_steps(self.result.trace, self.rows, ranked, drafts, outcome, added, self.gap_end)
         if self.has_open_gaps:
             self._take_out(outcome[3])
         return torch.stack(outcome)
@@ -337,18 +347,3 @@ class DecodeState:
         if self.compiler is not None:
             for part in (self, *self.by_row):
                 self.compiler.adopt(part)
-
-    def _record_trace(self, drafts: torch.Tensor, outcome: list[torch.Tensor], added: torch.Tensor) -> None:
-        """Append a step to the trace of each row, once its tokens are decided. added: [B] bool, whether it has a next
-        token beside drafts; the rest is as in `commit`."""
-        assert self.result.trace is not None
-        size, accepted, _, *rest = (part.tolist() for part in outcome)
-        for row, draft in enumerate(drafts.tolist()):
-            kept, has_next = accepted[row], bool(added[row])
-            first = int(self.decoded[row]) - kept - has_next
-            positions, after = self.positions[row, first:].tolist(), kept + has_next
-            pairs = [(positions[kept], int(self.tokens[row, first + kept]))] if has_next else []
-            if rest:
-                pairs += [(position, self.gap_end) for position in positions[after : after + rest[0][row]]]
-            step = TraceStep(positions[: size[row]], draft[: size[row]], kept, pairs)
-            self.result.trace[int(self.rows[row])].append(step)

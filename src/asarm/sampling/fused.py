@@ -22,7 +22,7 @@ from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
-from asarm.sampling.result import SampleResult
+from asarm.sampling.result import SampleResult, TraceOption
 from asarm.sampling.verification import DraftWindow
 from asarm.tokenization.batch import InfillBatch
 
@@ -92,14 +92,15 @@ def sample_fused(
     batch: InfillBatch,
     config: SamplerConfig,
     seeds: Sequence[int],
-    trace: bool,
+    trace: TraceOption,
     policy: WindowPolicy | None = None,
+    allowed: torch.Tensor | None = None,
 ) -> SampleResult:
     """Exact when tolerance is 0; NFE <= targets. Arguments as in `asarm.sampling.sample`.
 
     policy: lengths of windows; without one they have config.k drafts.
     """
-    decoding = FusedDecoding(model, batch, config, seeds, trace, policy or FixedWindow(config.k))
+    decoding = FusedDecoding(model, batch, config, seeds, trace, policy or FixedWindow(config.k), allowed)
     while decoding.state.unfinished:
         for _ in range(decoding.state.steps_before_look(decoding.policy.k + 1)):
             decoding.step()
@@ -116,11 +117,12 @@ class FusedDecoding:
         batch: InfillBatch,
         config: SamplerConfig,
         seeds: Sequence[int],
-        trace: bool,
+        trace: TraceOption,
         policy: WindowPolicy,
+        allowed: torch.Tensor | None = None,
     ):
         self.policy, longest = policy, policy.max_k
-        self.state = DecodeState(model, batch, config, seeds, trace, window=longest, lookahead=2 * longest + 1)
+        self.state = DecodeState(model, batch, config, seeds, trace, longest, 2 * longest + 1, allowed)
         self.window = NextWindow(self.state, longest)
         self.state.add_rows(self.window)
         self.prepared = 0  # drafts of the next window

@@ -8,13 +8,19 @@ from asarm.models.compiled import DecodingModel
 from asarm.models.rank_order import rank_order
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
-from asarm.sampling.result import SampleResult, TraceStep
+from asarm.sampling.result import SampleResult, TraceOption, TraceStep, new_traces
+from asarm.sampling.transforms import AllowedTokens
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.open_gaps import exclude_gap_end, later_in_gap, open_targets
 
 
 def sample_parallel(
-    model: DecodingModel, batch: InfillBatch, config: SamplerConfig, seeds: Sequence[int], trace: bool
+    model: DecodingModel,
+    batch: InfillBatch,
+    config: SamplerConfig,
+    seeds: Sequence[int],
+    trace: TraceOption,
+    allowed: torch.Tensor | None = None,
 ) -> SampleResult:
     """Not exact; NFE = min(steps, targets), or fewer where gaps end early. Arguments as in `asarm.sampling.sample`.
 
@@ -30,12 +36,12 @@ def sample_parallel(
     may_end = open_targets(batch, gap_end)  # [B, N]
     tokens, known, absent = batch.tokens, batch.given, torch.zeros_like(may_end)
     nfe, drawn = torch.zeros_like(steps), torch.zeros_like(steps)  # [B]
-    history: list[list[TraceStep]] = [[] for _ in seeds]
+    history = new_traces(trace, len(tokens))
     for step in range(int(steps.max())):
         filled = (step_of == step) & ~absent  # [B, N]
         if not filled.any():
             continue
-        tokens = _fill(model, InfillBatch(tokens, known, filled), may_end, config.temperature, rng)
+        tokens = _fill(model, InfillBatch(tokens, known, filled), may_end, config, rng, allowed)
         nfe, drawn = nfe + filled.any(1), drawn + filled.sum(1)
         decided = filled
         if gap_end is not None:
@@ -46,10 +52,10 @@ def sample_parallel(
             text = filled & ~ended & ~is_end
             may_end = may_end & ~later_in_gap(text.flip(1), batch.given.flip(1)).flip(1)
         known = (known | filled) & ~absent
-        if trace:
+        if history is not None:
             _record_trace(history, tokens, decided)
     none = torch.zeros(len(tokens), 0, dtype=torch.long)
-    return SampleResult(tokens, nfe.cpu(), drawn.cpu(), none, none, 0.0, history if trace else None)
+    return SampleResult(tokens, nfe.cpu(), drawn.cpu(), none, none, 0.0, history)
 
 
 def _assign_steps(target: torch.Tensor, steps: torch.Tensor, rng: CounterRNG) -> torch.Tensor:
@@ -63,11 +69,16 @@ def _assign_steps(target: torch.Tensor, steps: torch.Tensor, rng: CounterRNG) ->
 
 
 def _fill(
-    model: DecodingModel, batch: InfillBatch, may_end: torch.Tensor, temperature: float, rng: CounterRNG
+    model: DecodingModel,
+    batch: InfillBatch,
+    may_end: torch.Tensor,
+    config: SamplerConfig,
+    rng: CounterRNG,
+    allowed: torch.Tensor | None,
 ) -> torch.Tensor:
     """One function evaluation: the tokens [B, N] with the targets drawn, each given the prompt alone.
 
-    may_end: [B, N] bool, where a gap's text may end.
+    may_end: [B, N] bool, where a gap's text may end. allowed: as in `asarm.sampling.sample`.
     """
     order = rank_order(batch.given, batch.target)
     prompt, first, total = int(order.prompt_length.max()), int(order.prompt_length.min()), int(order.length.max())
@@ -75,8 +86,12 @@ def _fill(
     context = order.prompt_length[:, None].expand(-1, total)  # every content token and every query sees the prompt
     positions = order.order[:, first:total]  # [B, S], those of all targets among them
     logits = model(ranked[:, :prompt], order.order[:, :prompt], context[:, :prompt], positions, context[:, first:])
-    logits = exclude_gap_end(logits.float() / temperature, may_end.gather(1, positions), model.config.gap_end_token_id)
-    log_p = torch.log_softmax(logits, dim=-1)  # [B, S, V]
+    gap_end = model.config.gap_end_token_id
+    logits = exclude_gap_end(logits, may_end.gather(1, positions), gap_end)
+    here = None if allowed is None else AllowedTokens(allowed).at(positions)
+    log_p = config.log_probs(  # [B, S, V]
+        logits, ranked, order.order, positions, context[:, first:], here, gap_end
+    )
     drawn = (log_p + rng.gumbel(positions, log_p.shape[-1], TOKEN)).argmax(-1)
     return torch.where(batch.target, batch.tokens.scatter(1, positions, drawn), batch.tokens)
 

@@ -1,9 +1,18 @@
 """`SampleResult`, which every sampler returns: filled sequences, their costs, and a trace on request."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
+
+Evaluations = Callable[[np.ndarray], np.ndarray | int]
+
+
+def one_evaluation(size: np.ndarray) -> int:
+    """The network function evaluations of a step, whatever the numbers of drafts."""
+    return 1
 
 
 @dataclass
@@ -59,3 +68,52 @@ class SampleResult:
         self.targets.numpy()[rows] -= left_out
         self.proposed.numpy()[rows] += (column <= accepted[:, None]) & (column < size[:, None])
         self.accepted.numpy()[rows] += column < accepted[:, None]
+
+
+# Whether to keep all steps; or a function that gets each as it comes, with the index of its row.
+TraceOption = bool | Callable[[int, TraceStep], object]
+
+
+class ReportedSteps(list[TraceStep]):
+    """The steps of one row; a function gets each that is appended."""
+
+    def __init__(self, row: int, report: Callable[[int, TraceStep], object]):
+        super().__init__()
+        self.row, self.report = row, report
+
+    def append(self, step: TraceStep) -> None:
+        """As in list."""
+        super().append(step)
+        self.report(self.row, step)
+
+
+def new_traces(trace: TraceOption, rows: int) -> list[list[TraceStep]] | None:
+    """Empty traces of so many rows, or None if none are wanted."""
+    if callable(trace):
+        return [ReportedSteps(row, trace) for row in range(rows)]
+    return [[] for _ in range(rows)] if trace else None
+
+
+def record_steps(
+    trace: list[list[TraceStep]],
+    rows: np.ndarray,
+    ranked: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    drafts: torch.Tensor,
+    outcome: list[torch.Tensor],
+    added: torch.Tensor,
+    gap_end: int | None,
+) -> None:
+    """Append a step to the trace of each row [B], once its tokens are decided.
+
+    ranked: positions and tokens [B, R] in rank order, and how many are decided [B]. drafts: [B, W] int64. outcome: as
+    `DecodeState.commit` returns it. added: [B] bool, whether a row got a token after its accepted drafts.
+    """
+    size, accepted, _, *rest = (part.tolist() for part in outcome)
+    for row, (draft, has_next) in enumerate(zip(drafts.tolist(), added.tolist(), strict=True)):
+        kept, after = accepted[row], accepted[row] + has_next
+        first = int(ranked[2][row]) - after
+        positions, tokens = (part[row, first:].tolist() for part in ranked[:2])
+        pairs = list(zip(positions[kept:after], tokens[kept:after], strict=True))
+        if rest and gap_end is not None:
+            pairs += [(position, gap_end) for position in positions[after : after + rest[0][row]]]
+        trace[int(rows[row])].append(TraceStep(positions[: size[row]], draft[: size[row]], kept, pairs))

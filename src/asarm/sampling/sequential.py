@@ -8,15 +8,20 @@ from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, GumbelSampler
 from asarm.sampling.decode_state import DecodeState
-from asarm.sampling.result import SampleResult
+from asarm.sampling.result import SampleResult, TraceOption
 from asarm.tokenization.batch import InfillBatch
 
 
 def sample_sequential(
-    model: DecodingModel, batch: InfillBatch, config: SamplerConfig, seeds: Sequence[int], trace: bool
+    model: DecodingModel,
+    batch: InfillBatch,
+    config: SamplerConfig,
+    seeds: Sequence[int],
+    trace: TraceOption,
+    allowed: torch.Tensor | None = None,
 ) -> SampleResult:
     """Exact; NFE = targets. Arguments as in `asarm.sampling.sample`."""
-    state = DecodeState(model, batch, config, seeds, trace, window=0, lookahead=1)
+    state = DecodeState(model, batch, config, seeds, trace, window=0, lookahead=1, allowed=allowed)
     return state.run(sequential_step, most=1)
 
 

@@ -2,6 +2,9 @@
 
 A tokenizer of these models keeps a word's leading space in the word's first token. So the space before a gap belongs
 to the gap, and the text after it keeps its own: `upon a time ___ lived` is `upon a time`, gap, ` lived`.
+
+A backslash before underscores makes them text (`\\___` is `___`), and one between a gap and a digit makes the digit
+text (`___\\5` is a gap, then `5`). Two are a backslash: `\\\\___` is a backslash, then a gap. Others are as they are.
 """
 
 import re
@@ -13,8 +16,10 @@ from asarm.tokenization.batch import InfillBatch, Role
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 
-GAP = re.compile(r"_{3,}([0-9]*)")
+# Backslashes before, underscores, digits, and a backslash that keeps digits apart from the gap.
+GAP = re.compile(r"(\\*)_{3,}([0-9]*)(?:\\(?=\\*[0-9]))?")
 SENTENCEPIECE_SPACE = "\u2581"
+MOST_DIGITS = 9
 
 
 class Span(NamedTuple):
@@ -24,13 +29,35 @@ class Span(NamedTuple):
     label: str
 
 
+def split_gaps(text: str) -> tuple[list[str], list[str]]:
+    """The texts around the gaps, one more than there are gaps, and the digits after each gap ("" for none)."""
+    segments, digits, segment, end = [], [], "", 0
+    for match in GAP.finditer(text):
+        slashes, number = match.groups()
+        segment += text[end : match.start()] + slashes[: len(slashes) // 2]
+        end = match.end()
+        if len(slashes) % 2:
+            segment += text[match.start() + len(slashes) : end]
+            continue
+        segments.append(segment)
+        digits.append(number)
+        segment = ""
+    return [*segments, segment + text[end:]], digits
+
+
+def escape_gaps(text: str) -> str:
+    """The text such that it means itself where gaps are read: `split_gaps` finds none in it, and gives the text."""
+    return re.sub(r"(\\*)(_{3,})", r"\1\1\\\2", text)
+
+
 def parse_gaps(
     text: str, codec: TextCodec, default_gap_tokens: int, max_length: int | None = None, open_gaps: bool = False
 ) -> InfillBatch:
     """A text in which runs of three or more underscores are gaps, as a batch of one: [1, N], mask tokens in the gaps.
 
     Digits right after a gap give its length in tokens (`___5`); otherwise it is default_gap_tokens. One space before a
-    gap belongs to the gap; where pairs of spaces are tokens (see `TextCodec`), only one that is not in a pair.
+    gap belongs to the gap; where pairs of spaces are tokens (see `TextCodec`), only one that is not in a pair. For
+    underscores and digits that are text, see the top of this module.
     max_length: the most tokens that the model takes; None is no limit. open_gaps: gaps without digits are of unknown
     length, of default_gap_tokens at most (see `asarm.tokenization.open_gaps`), for codecs with such a token.
 
@@ -40,12 +67,11 @@ def parse_gaps(
     """
     if not text.strip():
         raise InputError("the text is empty: write one with gaps, such as 'Once upon a time ___ lived in a ___.'")
-    # One group in the pattern: split gives left, digits, text, digits, ..., right.
-    pieces = GAP.split(codec.write_white_space(text))
-    if len(pieces) == 1:
+    pieces, digits = split_gaps(codec.write_white_space(text))
+    if not digits:
         raise InputError(f"no ___ in the text: mark what to fill by ___ (or ___5 for 5 tokens), not {_shown(text)}")
-    segments = [piece.removesuffix(" ") for piece in pieces[0:-1:2]] + [pieces[-1]]
-    sizes = [int(digits) if digits else default_gap_tokens for digits in pieces[1::2]]
+    segments = [piece.removesuffix(" ") for piece in pieces[:-1]] + pieces[-1:]
+    sizes = [gap_size(number, default_gap_tokens, text) for number in digits]
     if min(sizes) < 1:
         raise InputError(f"a gap of {min(sizes)} tokens in {_shown(text)}: a gap takes at least 1")
     encoded = [encode_segment(codec, segment, continues=index > 0) for index, segment in enumerate(segments)]
@@ -54,7 +80,7 @@ def parse_gaps(
     if open_gaps:
         if codec.gap_end_token_id is None:
             raise InputError("this tokenizer has no token that ends a gap: give the lengths of gaps, such as ___5")
-        _mark_open_gaps(pieces[1::2], encoded[1:], codec.gap_end_token_id, text)
+        _mark_open_gaps(digits, encoded[1:], codec.gap_end_token_id, text)
     length = sum(map(len, encoded)) + sum(sizes)
     if max_length is not None and length > max_length:
         raise InputError(
@@ -65,6 +91,13 @@ def parse_gaps(
     parts = [*encoded[:1], *chain.from_iterable(zip(gaps, encoded[1:], strict=True))]  # text, gap, text, ..., text
     roles = [Role.GIVEN, *[Role.TARGET, Role.GIVEN] * len(gaps)]
     return InfillBatch.from_parts([parts], roles)
+
+
+def gap_size(digits: str, default: int, text: str) -> int:
+    """Tokens of a gap by the digits after it. Raises InputError for a number that no text has tokens for."""
+    if len(digits) > MOST_DIGITS:
+        raise InputError(f"a gap of {digits[:MOST_DIGITS]}... tokens in {_shown(text)}: no model takes so many")
+    return int(digits) if digits else default
 
 
 def _mark_open_gaps(digits: Sequence[str], after: Sequence[list[int]], gap_end: int, text: str) -> None:

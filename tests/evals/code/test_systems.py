@@ -13,6 +13,7 @@ from asarm.evals.infilling.infill import fill
 from asarm.evals.infilling.systems import CausalSystem
 from asarm.models.load import load
 from asarm.sampling.config import SamplerConfig
+from asarm.sampling.transforms import Transforms
 from asarm.utils.config import from_options
 from support.code_problems import ROWS, infill_example, problems_of
 from support.models import tiny_gpt2
@@ -73,5 +74,5 @@ def without_room_for_marks(make_examples):
 def test_a_causal_model_begins_as_its_tokenizer_does(causal_folder):
     model = CausalModel(causal_folder, torch.device("cpu"))
     assert model.begin == []
-    (filled,) = model.fill([(infill_example(prefix=0), 3)], 1.0, [0])  # the prompt is the end of a text alone
+    (filled,) = model.fill([(infill_example(prefix=0), 3)], Transforms(), [0])  # the prompt is the end of a text alone
     assert len(filled.tokens) == 3

@@ -25,7 +25,7 @@ from asarm.evals.decoding.config import DecodingEvalConfig
 from asarm.evals.decoding.run import Decoder, evaluate
 from asarm.evals.decoding.texts import Sequences, choose_sequences, load_documents, prompt_text
 from asarm.models.load import AsArm, load
-from asarm.sampling.registry import NAMED_SAMPLERS
+from asarm.sampling.config import NAMED_SAMPLERS
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from support.results import interrupted_copy, lines_of, without_times
@@ -365,7 +365,7 @@ def test_options_override_the_preset():
         (["--mask_rate", "0"], "mask_rate must lie in (0, 1), not 0.0"),
         (["--mask_rate", "1"], "mask_rate must lie in (0, 1), not 1.0"),
         (["--mask_rate", "0.001"], "masks no token"),
-        (["--temperature", "0"], "temperature must lie in"),
+        (["--temperature", "-1"], "temperature must lie in"),
         (["--samplers", "magic"], "unknown sampler 'magic'"),
         (["--dtype", "float8"], "unknown dtype 'float8'"),
         (["--device", "abacus"], "no device 'abacus' here"),

@@ -279,8 +279,10 @@ def test_generation_settings(lm, caplog, monkeypatch):
     sampled = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 20, "until": []}
     first, second = lm.generate_until(requests(("The king", sampled), ("The king", sampled)), disable_tqdm=True)
     assert first != second  # repeats of a request are samples of their own
-    with pytest.raises(InputError, match="give --gen_kwargs top_p=1"):
-        lm.generate_until(requests(("The king", sampled | {"top_p": 0.9})), disable_tqdm=True)
+    (likeliest,) = lm.generate_until(requests(("The king", sampled | {"top_k": 1})), disable_tqdm=True)
+    assert likeliest == lm.codec.decode(greedy_ids(lm, lm.tok_encode("The king"), 20))
+    with pytest.raises(InputError, match="top_p must lie above 0"):
+        lm.generate_until(requests(("The king", sampled | {"top_p": 1.9})), disable_tqdm=True)
     short = AsArmLM("tiny-text", max_length=16, device="cpu")
     text = short.generate_until(requests(("The king " * 20, {"until": [], "max_gen_toks": 99})), disable_tqdm=True)[0]
     assert text == short.codec.decode(greedy_ids(short, short.tok_encode("The king " * 20)[-8:], 8))

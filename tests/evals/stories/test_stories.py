@@ -32,6 +32,7 @@ from asarm.evals.stories.report import story_summary, story_table
 from asarm.evals.stories.run import StoriesEvaluation, evaluate
 from asarm.models.load import load
 from asarm.sampling.config import SamplerConfig
+from asarm.sampling.transforms import Transforms
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
@@ -239,12 +240,12 @@ def test_causal_model_goes_on_from_the_prefix(tmp_path, tiny_folder):
     causal = CausalModel(str(tmp_path), torch.device("cpu"))
     gaps = [make_example(Story(index, "", sentences), "3/5", causal.codec) for index, sentences in enumerate(STORIES)]
     rows = list(zip(gaps, (3, 9, 1, 6, 4), strict=True))
-    together = causal.fill(rows, 1.0, range(5))
-    assert together == [causal.fill([row], 1.0, [seed])[0] for seed, row in enumerate(rows)]
+    together = causal.fill(rows, Transforms(), range(5))
+    assert together == [causal.fill([row], Transforms(), [seed])[0] for seed, row in enumerate(rows)]
     assert [len(one.tokens) for one in together] == [3, 9, 1, 6, 4]
     # At a temperature near 0 it takes the most likely token, never the end of the text or another special token, nor
     # an id that the tokenizer does not have.
-    (cold,) = causal.fill(rows[1:2], 1e-4, [0])
+    (cold,) = causal.fill(rows[1:2], Transforms(temperature=0), [0])
     ids = list(gaps[1].prefix_tokens)
     for token in cold.tokens:
         logits = causal.model(torch.tensor([ids])).logits[0, -1]
@@ -610,7 +611,7 @@ def test_options_override_the_preset():
         (["--parallel_steps", "0"], "steps must be at least 1, not 0"),
         (["--trials", "0"], "trials must be at least 1, not 0"),
         (["--max_items", "-1"], "max_items must be at least 0, not -1"),
-        (["--temperature", "0"], "temperature must lie in"),
+        (["--temperature", "-1"], "temperature must lie in"),
         (["--dtype", "float8"], "unknown dtype 'float8'"),
         (["--device", "abacus"], "no device 'abacus' here"),
         (["--compile", "maybe"], "unknown compile 'maybe'"),

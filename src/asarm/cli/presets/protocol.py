@@ -1,10 +1,12 @@
 """What the `paper` presets follow of the paper's protocol."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from shutil import get_terminal_size
 from textwrap import fill
 from typing import Any
+
+from asarm.sampling.transforms import Transforms
 
 # How the paper's scripts decode, and how they fill gaps in stories and code.
 PAPER_SAMPLING: dict[str, Any] = {
@@ -15,6 +17,7 @@ PAPER_SAMPLING: dict[str, Any] = {
     "draft_temperature": None,
     "tolerance": 0.0,
 }
+UNTRANSFORMED = asdict(Transforms())  # as in all of the paper's scripts: named where they differ
 PAPER_INFILLING: dict[str, Any] = {
     **PAPER_SAMPLING,
     "gap_length": ["oracle"],
@@ -41,11 +44,14 @@ class Protocol:
         """Which of the settings in force are the paper's, and which are not: for people, in a few lines."""
         found = {**in_force, **self.derived(in_force)}
         same = [name for name, value in self.settings.items() if found[name] == value]
+        untransformed = {
+            name: value for name, value in UNTRANSFORMED.items() if name in found and name not in self.settings
+        }
         parts = [
             ("as the paper", [_shown(name, found[name]) for name in same]),
             ("not as the paper", [
                 f"{_shown(name, found[name])} (the paper: {_value(name, value)})"
-                for name, value in {**self.settings, **self.others}.items()
+                for name, value in {**self.settings, **self.others, **untransformed}.items()
                 if found[name] != value
             ]),
             ("in any case", list(self.notes)),

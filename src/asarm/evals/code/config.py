@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from asarm.evals.code.baselines import BASELINES
 from asarm.evals.code.data import SPLITS, check_split
 from asarm.evals.infilling.config import PREFIX_ONLY, InfillEvalConfig
-from asarm.sampling.registry import NAMED_SAMPLERS
+from asarm.sampling.config import NAMED_SAMPLERS
 from asarm.utils.config import check_at_least, nested, option
 from asarm.utils.errors import InputError
 

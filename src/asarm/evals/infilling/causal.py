@@ -9,6 +9,7 @@ from asarm.evals.infilling.fim import find_fim
 from asarm.evals.infilling.infill import InfillResult, Row
 from asarm.models.load import vocabulary_size
 from asarm.sampling.counter_rng import TOKEN, CounterRNG
+from asarm.sampling.transforms import Transforms
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import text_after
 
@@ -30,14 +31,14 @@ class CausalModel:
         self.never = sorted({*tokenizer.all_special_ids, *(self.fim or ()), *textless})  # never drawn
         self.begin = [token for token in tokenizer("")["input_ids"][:1] if token == tokenizer.bos_token_id]
 
-    def fill(self, rows: Sequence[Row], temperature: float, seeds: Sequence[int]) -> list[InfillResult]:
+    def fill(self, rows: Sequence[Row], transforms: Transforms, seeds: Sequence[int]) -> list[InfillResult]:
         """After each prefix as many tokens as its gap takes. Special tokens, such as the end of a text, are never
         drawn."""
         prompts = [[*self.begin, *example.prefix_tokens] or [self.codec.eos_token_id or 0] for example, _ in rows]
         longest = max(length for _, length in rows)
         if not longest:  # nothing but gaps of no tokens
             return [InfillResult("", [], 0, 0) for _ in rows]
-        drawn = self._draw(prompts, longest, temperature, seeds)
+        drawn = self._draw(prompts, longest, transforms, seeds)
         filled = []
         for (example, length), ids in zip(rows, drawn.tolist(), strict=True):
             text = text_after(self.codec, example.prefix_tokens, ids[:length])
@@ -45,7 +46,7 @@ class CausalModel:
         return filled
 
     @torch.inference_mode()
-    def _draw(self, prompts: list[list[int]], count: int, temperature: float, seeds: Sequence[int]) -> torch.Tensor:
+    def _draw(self, prompts: list[list[int]], count: int, transforms: Transforms, seeds: Sequence[int]) -> torch.Tensor:
         """`count` tokens after each of B prompts: [B, count] int64.
 
         Prompts are padded on the left, so that all rows go on at the same column; the random numbers of a token depend
@@ -53,18 +54,27 @@ class CausalModel:
         """
         tokens, attention_mask = (part.to(self.device) for part in left_padded(prompts))  # [B, W]
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        lengths = attention_mask.sum(1, keepdim=True)  # [B, 1]
+        ranked = torch.nn.functional.pad(tokens, (0, count))  # [B, W + count], each row from its first token on
+        ranked = ranked.gather(
+            1, (torch.arange(ranked.shape[1], device=self.device) + tokens.shape[1] - lengths) % ranked.shape[1]
+        )
+        ranks = torch.arange(ranked.shape[1], device=self.device).expand_as(ranked)
         rng, cache, drawn = CounterRNG(torch.tensor(list(seeds), dtype=torch.long, device=self.device)), None, []
         for index in range(count):
             output = self.model(
                 tokens, attention_mask=attention_mask, position_ids=positions, past_key_values=cache, use_cache=True
             )
             cache = output.past_key_values
-            log_probs = torch.log_softmax(output.logits[:, -1].float() / temperature, dim=-1)  # [B, V]
-            log_probs[:, self.never] = float("-inf")
+            logits = output.logits[:, -1:].float()
+            logits[..., self.never] = float("-inf")
+            at = lengths + index
+            log_probs = transforms.log_probs(logits, ranked, ranks, at, at)[:, 0]  # [B, V]
             counter = torch.full((len(tokens), 1), index, device=self.device)
             gumbel = rng.gumbel(counter, log_probs.shape[-1], TOKEN)[:, 0]  # [B, V]
             tokens = (log_probs + gumbel).argmax(-1, keepdim=True)  # [B, 1]
             drawn.append(tokens)
+            ranked.scatter_(1, at, tokens)
             attention_mask = torch.cat((attention_mask, torch.ones_like(tokens)), dim=1)
             positions = positions[:, -1:] + 1
         return torch.cat(drawn, dim=1)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from asarm.evals.config import PER_VARIANT, ModelsConfig, Variant
-from asarm.sampling.config import SamplerConfig
-from asarm.sampling.registry import NAMED_SAMPLERS
+from asarm.sampling.config import NAMED_SAMPLERS, SamplerConfig
 from asarm.utils.config import check_at_least, check_choices, nested, option
 from asarm.utils.errors import InputError
 

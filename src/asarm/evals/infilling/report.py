@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from asarm.evals.infilling.config import NO_MODEL
 from asarm.evals.stats import BASELINE
 from asarm.evals.tables import aligned_table, markdown_table, plus_minus, short_names, with_interval
-from asarm.sampling.registry import NAMED_SAMPLERS
+from asarm.sampling.config import NAMED_SAMPLERS
 
 SPECULATIVE = [name for name, changes in NAMED_SAMPLERS.items() if changes["sampler"] in ("assd", "fused")]
 

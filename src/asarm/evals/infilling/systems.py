@@ -163,7 +163,7 @@ class CausalSystem:
         seen = [truncate_context(example, length, self.longest) for example, length in zip(whole, lengths, strict=True)]
         rows = [(self._prompt(example), length) for example, length in zip(seen, lengths, strict=True)]
         seeds = [sampling_seed(self.config.seed, example.index, trial, length) for example, length in rows]
-        return with_cuts(self.model.fill(rows, self.config.sampling.temperature, seeds), whole, seen)
+        return with_cuts(self.model.fill(rows, self.config.sampling, seeds), whole, seen)
 
     def _prompt(self, example: InfillExample) -> InfillExample:
         """What the model goes on from, as the prefix of an example without a suffix."""

@@ -11,12 +11,11 @@ import torch
 
 from asarm.models.compiled import DecodingModel
 from asarm.objective.loss import log_prob_and_best
-from asarm.sampling.config import LOWEST_TEMPERATURE
 from asarm.tokenization.batch import InfillBatch, Role
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
 
-COLD = LOWEST_TEMPERATURE  # a temperature at which sampling takes the most probable token; only exact ties are drawn
+COLD = 0.0  # the temperature at which sampling takes the most probable token
 
 
 class Pair(NamedTuple):

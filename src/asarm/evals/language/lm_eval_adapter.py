@@ -198,13 +198,9 @@ class AsArmLM(TemplateLM):
     def _sampler_config(self, settings: dict) -> SamplerConfig:
         if not settings["do_sample"]:
             return SamplerConfig(**self.sampler, temperature=COLD)
-        for name, neutral in (("top_p", 1), ("top_k", 0), ("min_p", 0)):
-            if settings.get(name) not in (None, neutral):
-                raise InputError(
-                    f"{name}={settings[name]} is asked for, and these samplers draw from the whole distribution: "
-                    f"give --gen_kwargs {name}={neutral}"
-                )
-        return SamplerConfig(**self.sampler, temperature=settings.get("temperature") or COLD)
+        names = ("top_p", "top_k", "min_p", "repetition_penalty")
+        asked = {name: settings[name] for name in names if settings.get(name) is not None}
+        return SamplerConfig(**self.sampler, **asked, temperature=settings.get("temperature") or COLD)
 
     def _room(self, max_gen_toks: int) -> int:
         """How many tokens are generated at most: half of what the model takes is left to the context."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from asarm.evals.infilling.config import PREFIX_ONLY, InfillEvalConfig
 from asarm.evals.stories.data import TASKS
-from asarm.sampling.registry import NAMED_SAMPLERS
+from asarm.sampling.config import NAMED_SAMPLERS
 from asarm.utils.config import check_at_least, check_choices, option
 from asarm.utils.errors import InputError
 

@@ -1,7 +1,7 @@
 """Show the trace of a sampler step by step: in colours on a terminal, with word-diff marks elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
 from rich.console import Console
@@ -46,7 +46,7 @@ def show_trace(
             time.sleep(min(STEP_SECONDS, REPLAY_SECONDS / len(steps)))
 
 
-def frames(codec: TextCodec, tokens: list[int], target: list[bool], steps: list[TraceStep]) -> Iterator[list[Span]]:
+def frames(codec: TextCodec, tokens: list[int], target: list[bool], steps: Iterable[TraceStep]) -> Iterator[list[Span]]:
     """For each step the text after it, as spans whose labels are the keys of STYLES.
 
     tokens, target: N each, the filled sequence and where it was filled in. A rejected draft is shown before the token
