@@ -25,7 +25,7 @@ from asarm.utils.files import write_json, write_text
 from asarm.utils.folder_lock import locked
 from asarm.utils.jsonl import read_json_lines
 from asarm.utils.progress import update_seconds
-from asarm.utils.provenance import provenance
+from asarm.utils.provenance import device_name, provenance
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -183,7 +183,7 @@ def run_settings(config: EvalConfig, *left_out: str) -> dict[str, Any]:
     depend on."""
     unwanted = ("output_dir", "sampler", "draft", *left_out)
     kept = {name: value for name, value in flat(config).items() if name not in unwanted}
-    return kept | {"hardware": provenance()["device"]}
+    return kept | {"hardware": device_name(kept.get("device"))}
 
 
 def claim(output: Path, settings: dict[str, Any], may_change: Sequence[str] = ()) -> None:
@@ -194,7 +194,7 @@ def claim(output: Path, settings: dict[str, Any], may_change: Sequence[str] = ()
     path = output / "config.json"
     settings = json.loads(json.dumps(settings))
     if not path.exists():
-        write_json(path, {"settings": settings, "provenance": provenance()})
+        write_json(path, {"settings": settings, "provenance": provenance(settings.get("device"))})
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-
 Evaluations = Callable[[np.ndarray], np.ndarray | int]
 
 

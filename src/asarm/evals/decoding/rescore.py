@@ -29,7 +29,7 @@ from asarm.utils.config import check, check_choices, flat, option
 from asarm.utils.errors import InputError
 from asarm.utils.files import file_name, sha256_of_file
 from asarm.utils.jsonl import read_json_lines
-from asarm.utils.provenance import provenance
+from asarm.utils.provenance import device_name
 
 UNIT = ("model", "length", "variant", "batch")  # the fields that tell of which unit of the decodings a line is
 AS_DECODED = "the default is that of the run that decoded"
@@ -97,7 +97,7 @@ class Rescoring(Evaluation[dict]):
         _ = self.score
         digest = sha256_of_file(self.source)
         kept = {name: value for name, value in flat(self.config).items() if name not in ("device", "output_dir")}
-        return kept | {"samples_sha256": digest, "hardware": provenance()["device"]}
+        return kept | {"samples_sha256": digest, "hardware": device_name(self.config.device)}
 
     def units(self) -> list[Unit[dict]]:
         groups: dict[tuple, list[dict]] = {}
