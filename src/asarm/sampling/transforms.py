@@ -42,7 +42,7 @@ class TokenIds(list[int]):
         super().__init__(map(int, ids.split(",")) if isinstance(ids, str) else ids)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Transforms:
     """How conditional distributions are transformed; by default not at all."""
 
