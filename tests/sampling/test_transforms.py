@@ -78,7 +78,7 @@ def test_what_forbids_everything_that_is_left_forbids_nothing():
 
 
 def cases() -> list:
-    """Every transform with a third of the samplers, in turn; the one that depends on the text with all. Most are slow."""
+    """Every transform with a third of the samplers, in turn, and a penalty with all. Most are slow."""
     quick = [("top_p", EXACT[1]), ("repetition_penalty", EXACT[6]), ("all", EXACT[6])]
     return [
         pytest.param(
