@@ -56,7 +56,7 @@ SMALL = TINY | {
     "num_texts": 4,
     "k_sweep_texts": 0,
     "batch_size": 1,
-    "k": 4,  # more drafts are seldom accepted by a model of this strength
+    "k": 3,  # more drafts are seldom accepted by a model of this strength
     "batch_1_texts": 0,
     "judge": "smollm2",
 }
