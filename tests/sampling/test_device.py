@@ -107,7 +107,9 @@ def test_a_dropped_device_is_caught(tmp_path, path, number):
     lines[number] = re.sub(r"\bdevice=[\w.]+(\([^()]*\))?", "device=None", lines[number])
     mutant.write_text("".join(lines), encoding="utf-8")
     test = f"{Path(__file__).resolve()}::test_tokens_are_those_of_a_cpu"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test, "-k", "tiny_gpt2"]
+    (tmp_path / "pytest.ini").touch()  # instead of the settings in pyproject.toml, which name the real sources
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini"), "-k", "tiny_gpt2"]
+    command = [sys.executable, "-m", "pytest", *options, test]
     environment = {"PYTHONPATH": f"{copy.parent}:{REPO / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     assert result.returncode == 1, result.stdout[-2000:]
