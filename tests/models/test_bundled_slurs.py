@@ -9,7 +9,7 @@ from asarm.models.conversion import smollm2
 from asarm.models.load import bundled_names
 from asarm.tokenization.batch import InfillBatch
 
-SAMPLES, BATCH, LENGTH = 1000, 250, 24
+SAMPLES, BATCH, LENGTH = 1000, 250, 14
 
 
 UNFILTERED = pytest.mark.xfail(reason="trained on books as they are: one of a thousand samples has a slur")

@@ -95,7 +95,7 @@ def mutants() -> list[tuple[Path, int]]:
     ("path", "number"), [pytest.param(*one, id=f"{one[0].stem}:{one[1] + 1}") for one in mutants()]
 )
 def test_a_dropped_device_is_caught(tmp_path, path, number):
-    """A copy of the package in which one tensor is made on the CPU fails the test above."""
+    """A copy of the package in which one tensor is made on the CPU fails the tests above."""
     copy = tmp_path / "src" / "asarm"
     copy.parent.mkdir()
     for part in SOURCE.rglob("*.py"):
@@ -106,14 +106,26 @@ def test_a_dropped_device_is_caught(tmp_path, path, number):
     lines = mutant.read_text(encoding="utf-8").splitlines(keepends=True)
     lines[number] = re.sub(r"\bdevice=[\w.]+(\([^()]*\))?", "device=None", lines[number])
     mutant.write_text("".join(lines), encoding="utf-8")
-    test = f"{Path(__file__).resolve()}::test_tokens_are_those_of_a_cpu"
+    test = str(Path(__file__).resolve())
     (tmp_path / "pytest.ini").touch()  # instead of the settings in pyproject.toml, which name the real sources
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini"), "-k", "tiny_gpt2"]
+    options = [
+        "-q",
+        "-x",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(tmp_path / "pytest.ini"),
+        "-k",
+        "tiny_gpt2 or waits",
+    ]
     command = [sys.executable, "-m", "pytest", *options, test]
     environment = {"PYTHONPATH": f"{copy.parent}:{REPO / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     assert result.returncode == 1, result.stdout[-2000:]
-    assert "same device" in result.stdout or "indices should be" in result.stdout, result.stdout[-2000:]
+    found = ("same device", "indices should be", "evaluations, ")  # an index may be on the CPU, but the host waits
+    assert any(words in result.stdout for words in found), result.stdout[-2000:]
 
 
 @pytest.mark.parametrize(

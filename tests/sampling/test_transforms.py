@@ -110,7 +110,7 @@ def test_samplers_have_the_enumerated_transformed_distribution(name, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("name", list(TRANSFORMS)[::2])
 @pytest.mark.parametrize("settings", [EXACT[2], EXACT[7], EXACT[8]], ids=str)
 def test_gaps_that_end_have_the_enumerated_transformed_distribution(name, settings):
     model, rows, config, allowed = problem_with(name, settings, make=open_problem)
