@@ -78,7 +78,7 @@ def test_what_forbids_everything_that_is_left_forbids_nothing():
 
 
 def cases() -> list:
-    """Every transform with a third of the samplers, in turn, and a penalty with all. Most are slow."""
+    """Every transform with a quarter of the samplers, in turn, and a penalty with all. Most are slow."""
     quick = [("top_p", EXACT[1]), ("repetition_penalty", EXACT[6]), ("all", EXACT[6])]
     return [
         pytest.param(
@@ -89,7 +89,7 @@ def cases() -> list:
         )
         for number, name in enumerate(TRANSFORMS)
         for column, settings in enumerate(EXACT)
-        if name == "repetition_penalty" or (name, settings) in quick or (number + column) % 3 == 0
+        if name == "repetition_penalty" or (name, settings) in quick or (number + column) % 4 == 0
     ]
 
 
@@ -105,7 +105,7 @@ def problem_with(name: str, settings: dict, backbone=tiny_gpt2, make=None):
 )
 def test_samplers_have_the_enumerated_transformed_distribution(name, settings):
     model, rows, config, allowed = problem_with(name, settings)
-    samples = 100_000 if settings == EXACT[3] else 8_000
+    samples = 100_000 if settings == EXACT[3] and name == "repetition_penalty" else 8_000
     assert min(chi_square_p(model, rows, config, samples=samples, allowed=allowed)) > 0.001
 
 
@@ -180,7 +180,7 @@ def test_greedy_is_the_argmax_by_hand_under_every_sampler(backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", GREEDY[1:], ids=lambda x: "-".join(x.values()))
+@pytest.mark.parametrize("settings", GREEDY[1::2], ids=lambda x: "-".join(x.values()))
 def test_greedy_texts_are_those_of_the_sequential_sampler(settings):
     """500 texts (6,000 over all settings), on three backbones, with several k and sizes of batches."""
     for number, backbone in enumerate((tiny_gpt2, tiny_xlnet, tiny_llama)):
