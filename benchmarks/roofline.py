@@ -4,7 +4,6 @@ A call of a network with few rows cannot be faster than reading its weights. The
 by a product of a large matrix and a vector in the dtype of the model, which reads every weight once, as a call does.
 """
 
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -13,7 +12,7 @@ import torch
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.compiled import compiled_for_decoding
 from asarm.models.ops import small_batch_linear
-from asarm.sampling import sample
+from asarm.sampling import sample, synchronised_time
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.batch import InfillBatch
 
@@ -25,13 +24,6 @@ ROOFLINE_SAMPLERS = {
 }
 
 
-def synchronised(device: torch.device) -> float:
-    """Seconds on the wall clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 @torch.inference_mode()
 def bandwidth(device: torch.device, dtype: torch.dtype) -> float:
     """Bytes a second that a product of a large matrix and a vector reads, the best of some."""
@@ -39,9 +31,9 @@ def bandwidth(device: torch.device, dtype: torch.dtype) -> float:
     weight = torch.ones(PROBE_BYTES // (width * dtype.itemsize), width, device=device, dtype=dtype)
     vector, fastest = torch.ones(1, width, device=device, dtype=dtype), float("inf")
     for _ in range(REPEATS):
-        start = synchronised(device)
+        start = synchronised_time(device)
         small_batch_linear(vector, weight)
-        fastest = min(fastest, synchronised(device) - start)
+        fastest = min(fastest, synchronised_time(device) - start)
     return weight.nbytes / fastest
 
 

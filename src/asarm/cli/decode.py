@@ -55,9 +55,7 @@ SMALL = TINY | {
     "models": ["smollm2-text"],
     "num_texts": 4,
     "k_sweep_texts": 0,
-    "batch_size": 1,
     "k": 3,  # more drafts are seldom accepted by a model of this strength
-    "batch_1_texts": 0,
     "judge": "smollm2",
 }
 # Batches are faster, and the texts are the same; the paper's seconds are those of the texts decoded alone.
@@ -78,7 +76,6 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "length": [64, 128, 256],
             "num_texts": 8,
             "k_sweep": [2, 3, 5, 8, 15],
-            "batch_1_texts": 0,
         },
         "small": {
             "samplers": ["sequential", "assd-self", "fused"],
@@ -101,7 +98,6 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "k_sweep": [],
             "k_sweep_texts": 16,
             "tolerance_sweep": [0.0, 1e-3, 1e-2, 5e-2, 1e-1, 0.3],
-            "batch_1_texts": 0,
         },
         "small": {
             "samplers": ["sequential", "assd-self", "fused"],

@@ -26,7 +26,7 @@ SAMPLERS: dict[str, Callable[..., SampleResult]] = {
     "parallel": sample_parallel,
 }
 
-__all__ = ["SampleResult", "TraceStep", "sample"]
+__all__ = ["SampleResult", "TraceStep", "sample", "synchronised_time"]
 
 
 @torch.inference_mode()
@@ -78,17 +78,17 @@ def sample(
     extra: dict[str, Any] = {}
     if config.adaptive:
         extra["policy"] = adaptive_window_for(model, batch, length, config)
-    start = _synchronised_time(model.device)
+    start = synchronised_time(model.device)
     try:
         result = SAMPLERS[config.sampler](model, inputs, config, seeds, trace, allowed=allowed, **extra)
     except torch.OutOfMemoryError as error:
         advice = f"a batch of {batch} sequences is too much: try {batch // 2}" if batch > 1 else "for one sequence"
         raise MemoryError(f"{first_line(error)[:100]}; {advice}") from error
-    result.seconds = _synchronised_time(model.device) - start
+    result.seconds = synchronised_time(model.device) - start
     return result
 
 
-def _synchronised_time(device: torch.device) -> float:
+def synchronised_time(device: torch.device) -> float:
     """Wall clock in seconds, once the device has finished what was queued."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -72,7 +72,7 @@ class TabledRNG(CounterRNG):
     """The same numbers, made once for all positions below `length`, so that a decoding step only looks them up.
 
     seeds: [B] int64. table: [streams, B, length] int64, the bits by position. uniforms: [streams, B, length] float64.
-    tokens: [V] int64, as of `counters`. All are overwritten in place by `fold_in`, so that a recorded step finds them.
+    tokens: [V] int64, as of `counters`. `fold_in` overwrites them, so that a recorded step finds them.
     """
 
     def __init__(self, seeds: torch.Tensor, length: int, vocab_size: int):

@@ -1,6 +1,6 @@
 """`DecodeState`: the tokens of a batch in rank order, how many of them are decided, and the loop of decoding steps.
 
-A step is a function of the state on tensors of fixed shape: it evaluates the network, decides tokens in place, and
+A step is a function of the state on tensors of fixed shape: it evaluates the network, writes tokens to the state, and
 returns its outcome as a tensor, without waiting for a value. The host looks at outcomes after a number of steps, counts
 them, and takes finished rows out of the batch; until then they idle. On a CPU a look costs nothing, so it comes after
 every step, and the next window can be as narrow as the longest row allows.
@@ -132,8 +132,7 @@ class DecodeState:
 
     def step(self, step: Callable[..., torch.Tensor], *arguments: Any) -> None:
         """One step, see `run`. arguments: what it takes beside the state."""
-        is_first = not self.has_read_prompt
-        if self.compiler is None or is_first or self.result.trace is not None:
+        if self.compiler is None or not self.has_read_prompt or self.result.trace is not None:
             self.outcomes.append(step(self, *arguments))
         else:
             self.outcomes.append(self.compiler.run(step, self, *arguments))
@@ -173,9 +172,8 @@ class DecodeState:
         content_length: [B] int64; tokens of the ranks before it, drafts included, enter the cache: at most `count` new
         ones in a row. ranks, contexts: [B, Q] int64.
         """
-        new_ranks = (
-            self.cache.lengths[:, None] + self.columns[:count]
-        )  # [B, C], those beyond content_length are scratch
+        # Ranks beyond content_length are scratch.
+        new_ranks = self.cache.lengths[:, None] + self.columns[:count]  # [B, C]
         states = self.model.hidden(
             self.tokens.gather(1, new_ranks),
             self.positions.gather(1, new_ranks),
