@@ -24,6 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, XLNetLMHeadModel
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import load, pick_device, pick_dtype
+from asarm.models.ops import pack_weights
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.objective.masking import random_targets
 from asarm.sampling import SampleResult, sample
@@ -96,12 +97,16 @@ class UncachedModel:
 def make_model(name: str) -> AnyOrderModel:
     """A random model of base shape, or a loaded one."""
     torch.manual_seed(0)
+    model: AnyOrderModel
     if name == "gpt2-base":
-        return AnyOrderGPT2(AnyOrderGPT2Config(mask_token_id=50257)).eval()
-    if name == "xlnet-base":
+        model = AnyOrderGPT2(AnyOrderGPT2Config(mask_token_id=50257))
+    elif name == "xlnet-base":
         shape = {"d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072, "vocab_size": 32000}
-        return AnyOrderXLNet(AnyOrderXLNetConfig(**shape, mask_token_id=6)).eval()
-    return load(name)[0]
+        model = AnyOrderXLNet(AnyOrderXLNetConfig(**shape, mask_token_id=6))
+    else:
+        return load(name)[0]
+    pack_weights(model)  # as `load` does
+    return model.eval()
 
 
 def random_batch(length: int, targets: int, vocab_size: int, batch: int = 1) -> InfillBatch:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
+from torch import nn
 
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.compiled import compiled_for_decoding
-from asarm.models.ops import small_batch_linear
+from asarm.models.ops import pack_weights, packed_linear
 from asarm.sampling import sample, synchronised_time
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.batch import InfillBatch
@@ -28,13 +29,14 @@ ROOFLINE_SAMPLERS = {
 def bandwidth(device: torch.device, dtype: torch.dtype) -> float:
     """Bytes a second that a product of a large matrix and a vector reads, the best of some."""
     width = 4096
-    weight = torch.ones(PROBE_BYTES // (width * dtype.itemsize), width, device=device, dtype=dtype)
+    layer = nn.Linear(width, PROBE_BYTES // (width * dtype.itemsize), bias=False, device=device, dtype=dtype)
+    pack_weights(layer)
     vector, fastest = torch.ones(1, width, device=device, dtype=dtype), float("inf")
     for _ in range(REPEATS):
         start = synchronised_time(device)
-        small_batch_linear(vector, weight)
+        packed_linear(vector, layer.weight)
         fastest = min(fastest, synchronised_time(device) - start)
-    return weight.nbytes / fastest
+    return layer.weight.nbytes / fastest
 
 
 def bytes_read(model: AnyOrderModel) -> int:

@@ -14,6 +14,7 @@ import torch
 
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.load import DTYPES, pick_device
+from asarm.models.ops import pack_weights
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
 from asarm.tokenization.batch import InfillBatch
@@ -47,6 +48,7 @@ def main() -> None:
     shape = {"n_positions": args.length, "n_embd": args.width, "n_layer": args.layers, "n_head": args.heads}
     config = AnyOrderGPT2Config(vocab_size=args.vocab_size, mask_token_id=args.vocab_size - 1, **shape)
     model = AnyOrderGPT2(config).eval().to(device, DTYPES[args.dtype])
+    pack_weights(model)  # as `load` does
     for sampler in args.samplers:
         seconds: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(args.runs):

@@ -1,30 +1,107 @@
-"""The linear layer for small batches against `F.linear`."""
+"""Linear layers with packed weights against `F.linear`."""
+
+import gc
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from asarm.models.ops import small_batch_linear
+from asarm.models import ops
+from asarm.models.ops import pack_weights, packed_linear
+
+needs_packing = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
 
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 9), (3, 5), (4, 8), (2, 40), (2, 0)])
-def test_few_rows_give_the_usual_product(shape, with_bias):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(*shape, 24, generator=generator)
-    weight = torch.randn(40, 24, generator=generator)
-    bias = torch.randn(40, generator=generator) if with_bias else None
+@pytest.fixture
+def packings(monkeypatch):
+    """How often a weight was packed."""
+    packed, pack = [], torch.ops.mkldnn._reorder_linear_weight
+
+    def counted(weight):
+        packed.append(weight)
+        return pack(weight)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", counted)
+    return packed
+
+
+def packed_layer(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, outputs).to(dtype)
+    pack_weights(layer)
+    return layer
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 9), (3, 5), (4, 8), (2, 40), (2, 0), (7,)])
+def test_packed_weights_give_the_usual_product(shape, dtype, packings):
+    layer = packed_layer(24, 40, dtype)
+    x = torch.randn(*shape, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.inference_mode():
-        torch.testing.assert_close(small_batch_linear(x, weight, bias), F.linear(x, weight, bias))
+        for bias in (layer.bias, None):
+            torch.testing.assert_close(packed_linear(x, layer.weight, bias), F.linear(x, layer.weight, bias))
+    assert len(packings) == (1 if x.numel() else 0)  # once for both products
 
 
-def test_bfloat16_is_left_to_its_library():
-    x, weight = torch.randn(3, 24).bfloat16(), torch.randn(40, 24).bfloat16()
+@needs_packing
+def test_parts_of_a_weight_are_packed_apart(packings):
+    layer = packed_layer(8, 12)
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        for part in (layer.weight[:4], layer.weight[4:], layer.weight.unflatten(0, (3, 4)).flatten(0, 1), layer.weight):
+            torch.testing.assert_close(packed_linear(x, part), F.linear(x, part))
+        square = layer.weight[:8]
+        torch.testing.assert_close(packed_linear(x, square.t()), x @ square)
+    assert len(packings) == 4  # the third and the fourth are the same
+
+
+@needs_packing
+@pytest.mark.parametrize("with_inference", [True, False])
+def test_weights_that_change_are_packed_again(with_inference):
+    layer = packed_layer(8, 12)
+    x = torch.randn(3, 8)
+    mode = torch.inference_mode if with_inference else torch.no_grad
+
+    def check() -> None:
+        with mode():
+            torch.testing.assert_close(packed_linear(x, layer.weight), F.linear(x, layer.weight))
+
+    check()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    packed_linear(x, layer.weight).sum().backward()
+    optimizer.step()
+    check()
+    layer.load_state_dict({"weight": torch.randn(12, 8), "bias": torch.randn(12)})
+    check()
+    layer.to(torch.bfloat16).to(torch.float32)
+    check()
+
+
+@needs_packing
+def test_packed_weights_go_with_their_model():
+    before = len(ops._packed_weights)
+    layer = packed_layer(8, 12)
+    assert len(ops._packed_weights) == before + 1
+    with torch.no_grad():
+        packed_linear(torch.randn(3, 8), layer.weight)
+    del layer
+    gc.collect()
+    assert len(ops._packed_weights) == before
+
+
+def test_other_weights_are_not_packed(packings):
+    x, weight = torch.randn(3, 24), torch.randn(40, 24)
     with torch.inference_mode():
-        assert torch.equal(small_batch_linear(x, weight), F.linear(x, weight))
+        assert torch.equal(packed_linear(x, weight), F.linear(x, weight))
+        with torch.autocast("cpu", torch.bfloat16):
+            layer = packed_layer(24, 40)
+            assert packed_linear(x, layer.weight).dtype == torch.bfloat16
+    assert not packings
 
 
 def test_gradients_flow():
-    weight = torch.randn(4, 3, requires_grad=True)
-    small_batch_linear(torch.ones(2, 3), weight).sum().backward()
-    torch.testing.assert_close(weight.grad, torch.full((4, 3), 2.0))
+    layer = packed_layer(3, 4)
+    packed_linear(torch.ones(2, 3), layer.weight).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, torch.full((4, 3), 2.0))

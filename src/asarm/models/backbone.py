@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from asarm.models.draft_head import DraftHead
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import small_batch_linear
+from asarm.models.ops import packed_linear
 from asarm.utils.config import check, check_at_least
 
 BLOCK_ROWS = 128
@@ -113,7 +113,7 @@ class AnyOrderModel(PreTrainedModel):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final states [..., E] -> logits [..., V], -inf for ids that are never sampled."""
-        return self.without_never_sampled(small_batch_linear(hidden, *self.output_layer()))
+        return self.without_never_sampled(packed_linear(hidden, *self.output_layer()))
 
     def without_never_sampled(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits [..., V], which are changed, with -inf for ids that are never sampled."""
@@ -137,7 +137,7 @@ class AnyOrderModel(PreTrainedModel):
         weight, bias = self.output_layer()
         logits = states.new_full((*states.shape[:-1], len(weight)), float("-inf"))
         for ids in self.drafted():
-            logits[..., ids] = small_batch_linear(states, weight[ids], None if bias is None else bias[ids])
+            logits[..., ids] = packed_linear(states, weight[ids], None if bias is None else bias[ids])
         return self.without_never_sampled(logits)
 
     def drafted(self) -> list[slice]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asarm.models.ops import small_batch_linear
+from asarm.models.ops import packed_linear
 
 
 class DraftHead(nn.Module):
@@ -40,5 +40,5 @@ class DraftHead(nn.Module):
 
     def perceptron(self, *parts: torch.Tensor) -> torch.Tensor:
         """Two inputs [..., E] -> [..., E]."""
-        hidden = small_batch_linear(torch.cat(parts, dim=-1), self.fc.weight, self.fc.bias)
-        return small_batch_linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias)
+        hidden = packed_linear(torch.cat(parts, dim=-1), self.fc.weight, self.fc.bias)
+        return packed_linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias)

@@ -25,7 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
 from asarm.models.kv_cache import KeyValueCache, TokenCache
-from asarm.models.ops import Rotary, recompute_in_backward, rotate, small_batch_linear
+from asarm.models.ops import Rotary, packed_linear, recompute_in_backward, rotate
 from asarm.models.rank_order import left_neighbours
 from asarm.utils.config import check, check_at_least
 
@@ -129,7 +129,7 @@ class RMSNorm(nn.RMSNorm):
 
 def linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The layer applied to x [..., I] -> [..., O], faster for a few rows unless it has an adapter beside it."""
-    return small_batch_linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
+    return packed_linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
 
 
 class Attention(nn.Module):

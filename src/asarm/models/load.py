@@ -15,6 +15,7 @@ from asarm.models.conversion.from_llama import FAMILIES, any_order_llama, check_
 from asarm.models.conversion.vocabulary import add_gap_end_row, add_mask_token, vocabulary_size
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.llama import AnyOrderLlama, AnyOrderLlamaConfig
+from asarm.models.ops import pack_weights
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
@@ -120,6 +121,7 @@ class AsArm:
             model.config.white_space = white_space
         elif getattr(model.config, "white_space", None) is None:
             model.config.white_space = branch_white_space(config.model_type, name, revision)
+        pack_weights(model)
         return model
 
 

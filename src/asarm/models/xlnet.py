@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import normed_linear, recompute_in_backward, small_batch_linear
+from asarm.models.ops import normed_linear, packed_linear, recompute_in_backward
 from asarm.utils.config import check, check_at_least, check_choices
 
 
@@ -153,7 +153,8 @@ class RelativeAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def project(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return (x @ weight.flatten(1)).unflatten(-1, weight.shape[1:])  # [..., E] -> [..., H, D]
+        rows = packed_linear(x, weight.flatten(1).t())
+        return rows.unflatten(-1, weight.shape[1:])  # [..., E] -> [..., H, D]
 
     def keys_values(self, content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the content stream: [B, C, E] -> 2 x [B, H, C, D]."""
@@ -212,7 +213,7 @@ class RelativeAttention(nn.Module):
             for part, window in zip(parts, windows, strict=True)
         ]
         joined = torch.cat(read, dim=1).masked_fill(empty, 0.0)  # [B, R, H * D]
-        return x + self.dropout(small_batch_linear(joined, self.o.flatten(1)))
+        return x + self.dropout(packed_linear(joined, self.o.flatten(1)))
 
 
 class FeedForward(nn.Module):
@@ -225,7 +226,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def contract(self, hidden: torch.Tensor) -> torch.Tensor:
-        return small_batch_linear(self.dropout(self.activation(hidden)), self.layer_2.weight, self.layer_2.bias)
+        return packed_linear(self.dropout(self.activation(hidden)), self.layer_2.weight, self.layer_2.bias)
 
     def forward(self, x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
         """Rows [B, R, E] -> [B, R, E]. norm: the layer norm that x has yet to go through."""

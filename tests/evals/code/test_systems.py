@@ -49,7 +49,7 @@ def test_a_causal_model_with_marks_sees_prefix_and_suffix(causal_folder, tmp_pat
         return {"single-line": examples}, {"single-line": CodeGapLengthPolicy(examples, 1, longest, 48)}
 
     (variant,) = (one for one in config.variants() if one.sampler == "causal")
-    system = CausalSystem(causal_folder, config, make_examples, torch.device("cpu"), use_fim=True)
+    system = CausalSystem(causal_folder, config, make_examples, torch.device("cpu"))
     filled = system.fill(system.examples["single-line"], "single-line", variant, 0)
     assert [one.cut > 0 for one in filled] == [False, False, False, True]
     marks = system.model.fim

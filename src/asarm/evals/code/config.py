@@ -45,7 +45,6 @@ class CodeConfig(InfillEvalConfig):
         "after the gap, frequent-line repeats the most frequent visible line, canonical is the right solution",
     )
     parallel_steps: list[int] = option([1, 4], "numbers of steps of the parallel sampler")
-    causal: str = option("", "a causal code model, given the suffix, too, if it has marks to fill in the middle")
     gap_capacity: int = option(
         48,
         "the most tokens of a gap with gap_length model; 0.2 % of single-line have more of SmolLM2's, and 14 % of "

@@ -32,7 +32,7 @@ def code_systems(config: CodeConfig, problems: dict[str, list[Problem]]) -> list
     if wanted - {CAUSAL, *BASELINES}:
         found += [AnySubsetSystem(name, config, make_examples) for name in config.model_names()]
     if config.causal:
-        found.append(CausalSystem(config.causal, config, make_examples, config.loading.pick_device(), use_fim=True))
+        found.append(CausalSystem(config.causal, config, make_examples, config.loading.pick_device()))
     for name, complete in BASELINES.items():
         if name in wanted:
             found.append(ModelFreeBaseline(name, without_tokens, _writer(complete), trials=1))

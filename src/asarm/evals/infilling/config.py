@@ -25,7 +25,11 @@ class InfillEvalConfig(ModelsConfig):
     max_items: int = option(0, "how many texts, from the file's first on; 0 is all")
     samplers: list[str] = option(list(NAMED_SAMPLERS), "variants")
     parallel_steps: list[int] = option([1, 4, 16], "numbers of steps of the parallel sampler")
-    causal: str = option("", "a causal language model that is given the prefix, such as gpt2; empty for none")
+    causal: str = option(
+        "",
+        "a causal language model that is given the prefix, such as gpt2, and the suffix, too, if it has marks to fill "
+        "in the middle; empty for none",
+    )
     gap_length: list[str] = option(
         [ORACLE],
         "tokens of a gap: oracle (those of the reference), search (proposed from the visible text, "

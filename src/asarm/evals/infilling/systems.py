@@ -132,23 +132,15 @@ class AnySubsetSystem:
 
 
 class CausalSystem:
-    """A causal model with its examples."""
+    """A causal model with its examples; one that was trained to fill in the middle is shown the suffix, too."""
 
     samplers: tuple[str, ...] | None = (CAUSAL,)
     trials: int | None = None
 
-    def __init__(
-        self,
-        name: str,
-        config: InfillEvalConfig,
-        make_examples: MakeExamples,
-        device: torch.device,
-        use_fim: bool = False,
-    ):
-        """use_fim: show it the suffix, too, if it was trained to fill in the middle."""
+    def __init__(self, name: str, config: InfillEvalConfig, make_examples: MakeExamples, device: torch.device):
         self.name, self.config = name, config
         self.model = CausalModel(name, device)
-        self.fim = self.model.fim if use_fim else None
+        self.fim = self.model.fim
         self.weights = sha256_of_tensors(self.model.model.state_dict().values())
         self.longest = self.model.longest
         if self.longest is not None:  # room for the special tokens around prefix and suffix
