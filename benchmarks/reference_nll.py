@@ -123,7 +123,6 @@ def fim_nll(model: CausalModel, examples: Sequence[InfillExample]) -> np.ndarray
     return np.array(found)
 
 
-@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="bundled names, folders or Hub repositories (REPOSITORY@REVISION)")

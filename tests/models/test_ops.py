@@ -98,6 +98,8 @@ def test_other_weights_are_not_packed(packings):
         with torch.autocast("cpu", torch.bfloat16):
             layer = packed_layer(24, 40)
             assert packed_linear(x, layer.weight).dtype == torch.bfloat16
+        with_inference = packed_layer(24, 40)  # which torch does not track
+        assert torch.equal(packed_linear(x, with_inference.weight), F.linear(x, with_inference.weight))
     assert not packings
 
 

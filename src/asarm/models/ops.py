@@ -42,12 +42,13 @@ def pack_weights(model: nn.Module) -> None:
     """Let `packed_linear` keep the weights of a model on a CPU packed, beside the weights themselves, as long as the
     model lives. No change where torch is built without oneDNN.
 
-    It is for models that are not trained in shards: FSDP writes to weights behind torch's back.
+    It is for models that are not trained in shards: FSDP writes to weights behind torch's back. Weights made in
+    inference mode are left out, as nothing says when they change.
     """
     if not torch.backends.mkldnn.is_available():
         return
     for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.dim() > 1:
+        if parameter.device.type == "cpu" and parameter.dim() > 1 and not parameter.is_inference():
             address = parameter.untyped_storage().data_ptr()
             _packed_weights[address] = PackedWeights()
             weakref.finalize(parameter, _packed_weights.pop, address, None)
