@@ -48,10 +48,19 @@ def test_exact_samplers_at_temperature_1(problem, settings):
     assert min(p_values) > 0.001, p_values
 
 
-@pytest.mark.parametrize("settings", cases([EXACT[0], EXACT[2], *EXACT[6:9], EXACT[10]], EXACT[0], EXACT[6]))
+@pytest.mark.parametrize("settings", cases([EXACT[2], EXACT[6], EXACT[10]], EXACT[6]))
 @pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])
 def test_exact_samplers_with_recurrent_heads(backbone, settings):
     """On all backbones; the head drafts three of the four tokens only."""
+    check_recurrent_head(backbone, settings)
+
+
+@pytest.mark.parametrize("settings", cases([EXACT[7], EXACT[8]]))
+def test_other_rules_with_recurrent_heads(settings):
+    check_recurrent_head(tiny_gpt2, settings)
+
+
+def check_recurrent_head(backbone, settings):
     model, *rows = ragged_problem(backbone(VOCABULARY + 1, draft_head=8, draft_recurrent=True, draft_vocabulary=3))
     p_values = chi_square_p(model, rows, SamplerConfig(temperature=0.7, **settings), samples=40_000)
     assert min(p_values) > 0.001, p_values
@@ -138,7 +147,7 @@ def test_gaps_that_end_have_the_enumerated_distribution(settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [EXACT[0], EXACT[2], EXACT[7], EXACT[8]], ids=str)
+@pytest.mark.parametrize("settings", [EXACT[2], EXACT[7]], ids=str)
 @pytest.mark.parametrize("backbone", [tiny_xlnet, tiny_llama])
 def test_gaps_that_end_on_other_backbones(backbone, settings):
     model, *rows = open_problem(backbone)

@@ -14,6 +14,7 @@ from asarm.sampling.adaptive_window import AdaptiveWindow
 
 VOCABULARY = 4
 SAMPLES = 100_000
+COPIES = 1_000  # of each row in a batch: larger ones leave the processor's cache
 # "1" is a target, "0" given, "." absent. Prompts in the middle and at the ends; 5, 6 and 6 targets.
 TARGETS = ["1101101.", "11011110", "1111011."]
 
@@ -69,13 +70,12 @@ def chi_square_p(model, problem_rows, config, seed=0, samples=SAMPLES, allowed=N
     allowed: [3, N, V] bool or None. forbidden: such outcomes make the p-value 0 instead.
     """
     tokens, given, target = problem_rows
-    copies = samples // 4
     counts = [torch.zeros(VOCABULARY ** int(row.sum()), dtype=torch.long) for row in target]
-    for chunk in range(4):
-        seeds = torch.arange(3 * copies) + 3 * copies * (chunk + 4 * seed)
-        repeated = [x.repeat(copies, 1) for x in (tokens, given, target)]
-        mask = None if allowed is None else allowed.repeat(copies, 1, 1)
-        sequences = sample(model, *repeated, config, seeds.tolist(), allowed=mask).tokens.view(copies, 3, -1)
+    repeated = [x.repeat(COPIES, 1) for x in (tokens, given, target)]
+    mask = None if allowed is None else allowed.repeat(COPIES, 1, 1)
+    for first in range(0, samples, COPIES):
+        seeds = torch.arange(3 * COPIES) + 3 * (first + samples * seed)
+        sequences = sample(model, *repeated, config, seeds.tolist(), allowed=mask).tokens.view(COPIES, 3, -1)
         for row in range(3):
             outcome = sequences[:, row, target[row]]
             powers = VOCABULARY ** torch.arange(outcome.shape[1] - 1, -1, -1)
