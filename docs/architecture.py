@@ -24,7 +24,7 @@ BOXES = {
     "objective": ((2.0, 2.8), "losses, masking,\nexact log-densities"),
     "sampling": ((3.8, 2.8), "sequential, ASSD, fused,\nparallel; verification"),
     "models": ((2.9, 1.6), "backbones, rank order,\ncache, loading"),
-    "tokenization": ((1.5, 0.6), "text, gaps, batches"),
+    "tokenization": ((1.5, 0.6), "text, gaps, batches,\ntransforms of logits"),
 }
 WIDTH, HEIGHT = 1.15, 0.62
 

@@ -82,6 +82,7 @@ def test_launches_and_waits(name):
 def mutants() -> list[tuple[Path, int]]:
     """Files of the samplers, and the lines in them that name a device."""
     files = sorted(set((SOURCE / "sampling").glob("*.py")) - {SOURCE / "sampling" / "adaptive_window.py"})  # a probe
+    files.append(SOURCE / "tokenization" / "transforms.py")
     return [
         (path, number)
         for path in files

@@ -13,7 +13,7 @@ from asarm.sampling.adaptive_window import AdaptiveWindow
 from asarm.sampling.assd import bigram_distribution
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
-from asarm.sampling.transforms import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from asarm.tokenization.transforms import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from asarm.utils.errors import InputError
 from support.models import random_batch, tiny_gpt2, tiny_xlnet
 

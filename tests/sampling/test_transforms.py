@@ -8,7 +8,7 @@ from asarm.objective.loss import log_prob
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
-from asarm.sampling.transforms import TokenIds, Transforms, completing
+from asarm.tokenization.transforms import TokenIds, Transforms, completing
 from asarm.utils.errors import InputError
 from support.enumeration import EXACT, VOCABULARY, chi_square_p, open_problem, ragged_problem
 from support.models import random_batch, tiny_gpt2, tiny_llama, tiny_xlnet

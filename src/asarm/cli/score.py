@@ -16,8 +16,8 @@ from asarm.filling.files import texts_of
 from asarm.filling.infiller import CAPACITY, MODEL, Infiller, default_model
 from asarm.filling.scoring import Score, candidate_parts, filled_batch, parts_of, scores_of
 from asarm.models.config import LoadingOptions
-from asarm.sampling.transforms import Transforms
 from asarm.tokenization.batch import InfillBatch
+from asarm.tokenization.transforms import Transforms
 from asarm.utils.config import OptionParser, check, check_at_least, from_options, nested, option, options_of
 from asarm.utils.errors import InputError
 from asarm.utils.logging_setup import quiet_libraries

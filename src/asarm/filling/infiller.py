@@ -17,11 +17,11 @@ from asarm.models.load import bundled_model_path, load_on_device, pick_device
 from asarm.objective.loss import log_prob
 from asarm.sampling import SampleResult, TraceStep, sample
 from asarm.sampling.config import SamplerConfig
-from asarm.sampling.transforms import TokenIds
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.constraints import ids_of_words, tokens_that_match
 from asarm.tokenization.gaps import Span, label_spans, parse_gaps
+from asarm.tokenization.transforms import TokenIds
 from asarm.utils.config import check
 from asarm.utils.errors import InputError
 

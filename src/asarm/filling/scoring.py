@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from asarm.filling.infiller import Infiller, padded_together
 from asarm.objective.loss import log_prob
-from asarm.sampling.transforms import Transforms
 from asarm.tokenization.batch import InfillBatch, Role
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import encode_segment, split_gaps
+from asarm.tokenization.transforms import Transforms
 from asarm.utils.errors import InputError
 
 

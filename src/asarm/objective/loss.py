@@ -5,7 +5,6 @@ targets likewise, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -16,6 +15,7 @@ from asarm.objective.chunked_cross_entropy import cross_entropy
 from asarm.objective.masking import ANYWHERE, MaskingPattern, training_batch
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.open_gaps import exclude_gap_end, later_in_gap, open_targets
+from asarm.tokenization.transforms import Transforms
 from asarm.utils.config import check, check_choices, option
 
 
@@ -153,22 +153,6 @@ def query_nll(model: AnyOrderModel, *arguments: torch.Tensor, targets: torch.Ten
     return cross_entropy(states, *model.output_layer(), targets, excluded=model.never_sampled())
 
 
-class LogitTransforms(Protocol):
-    """What makes transformed log-probs of logits: see `asarm.sampling.transforms.Transforms`."""
-
-    def log_probs(
-        self,
-        logits: torch.Tensor,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        at: torch.Tensor,
-        known: torch.Tensor,
-        allowed: torch.Tensor | None = None,
-        gap_end: int | None = None,
-    ) -> torch.Tensor:
-        """Log-probs [B, Q, V] of logits [B, Q, V]."""
-
-
 @torch.inference_mode()
 def log_prob(
     model: DecodingModel,
@@ -177,7 +161,7 @@ def log_prob(
     target: torch.Tensor | None = None,
     temperature: float = 1.0,
     turn: torch.Tensor | None = None,
-    transforms: LogitTransforms | None = None,
+    transforms: Transforms | None = None,
     allowed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Exact log-density (nats) of any subset of a sequence given any other, in one function evaluation.

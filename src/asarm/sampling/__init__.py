@@ -15,8 +15,8 @@ from asarm.sampling.fused import sample_fused
 from asarm.sampling.parallel import sample_parallel
 from asarm.sampling.result import SampleResult, TraceOption, TraceStep
 from asarm.sampling.sequential import sample_sequential
-from asarm.sampling.transforms import check_possible
 from asarm.tokenization.batch import InfillBatch
+from asarm.tokenization.transforms import check_possible
 from asarm.utils.errors import first_line
 
 SAMPLERS: dict[str, Callable[..., SampleResult]] = {

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from asarm.sampling.transforms import Transforms, check_temperature
+from asarm.tokenization.transforms import Transforms, check_temperature
 from asarm.utils.config import check, option
 
 

@@ -20,10 +20,10 @@ from asarm.models.rank_order import rank_order
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, GumbelSampler, InverseCDFSampler, TabledRNG, TokenSampler
 from asarm.sampling.result import Evaluations, SampleResult, TraceOption, new_traces, one_evaluation, record_steps
-from asarm.sampling.transforms import AllowedTokens
 from asarm.sampling.verification import VERIFICATION_RULES, DraftWindow, Verdict
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.open_gaps import exclude_gap_end, gap_sizes_from, open_targets
+from asarm.tokenization.transforms import AllowedTokens
 
 # Steps from one look to the next on devices where looking makes the host wait.
 FEWEST_STEPS, MOST_STEPS = 4, 32

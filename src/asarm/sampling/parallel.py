@@ -9,9 +9,9 @@ from asarm.models.rank_order import rank_order
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
 from asarm.sampling.result import SampleResult, TraceOption, TraceStep, new_traces
-from asarm.sampling.transforms import AllowedTokens
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.open_gaps import exclude_gap_end, later_in_gap, open_targets
+from asarm.tokenization.transforms import AllowedTokens
 
 
 def sample_parallel(

@@ -13,7 +13,7 @@ from asarm.evals.infilling.infill import fill
 from asarm.evals.infilling.systems import CausalSystem
 from asarm.models.load import load
 from asarm.sampling.config import SamplerConfig
-from asarm.sampling.transforms import Transforms
+from asarm.tokenization.transforms import Transforms
 from asarm.utils.config import from_options
 from support.code_problems import ROWS, infill_example, problems_of
 from support.models import tiny_gpt2

@@ -32,8 +32,8 @@ from asarm.evals.stories.report import story_summary, story_table
 from asarm.evals.stories.run import StoriesEvaluation, evaluate
 from asarm.models.load import load
 from asarm.sampling.config import SamplerConfig
-from asarm.sampling.transforms import Transforms
 from asarm.tokenization.codec import TextCodec
+from asarm.tokenization.transforms import Transforms
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from asarm.utils.jsonl import write_json_lines

@@ -6,7 +6,7 @@ from shutil import get_terminal_size
 from textwrap import fill
 from typing import Any
 
-from asarm.sampling.transforms import Transforms
+from asarm.tokenization.transforms import Transforms
 
 # How the paper's scripts decode, and how they fill gaps in stories and code.
 PAPER_SAMPLING: dict[str, Any] = {

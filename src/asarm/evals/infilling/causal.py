@@ -9,9 +9,9 @@ from asarm.evals.infilling.fim import find_fim
 from asarm.evals.infilling.infill import InfillResult, Row
 from asarm.models.load import vocabulary_size
 from asarm.sampling.counter_rng import TOKEN, CounterRNG
-from asarm.sampling.transforms import Transforms
 from asarm.tokenization.codec import TextCodec
 from asarm.tokenization.gaps import text_after
+from asarm.tokenization.transforms import Transforms
 
 
 class CausalModel:
