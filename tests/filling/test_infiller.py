@@ -75,13 +75,27 @@ def test_words_and_patterns(infiller):
     written = (infiller.codec.decode([token]).strip() for one in plain for token in sorted(filled_tokens(one)))
     word = next(text for text in written if text.isalpha())
     without = asarm.infill(TEXT, infiller, num_return_sequences=8, temperature=0.5, bad_words=[word])
-    banned = infiller.without_words(SamplerConfig(), [word]).bad_words_ids
+    banned = infiller.for_text(SamplerConfig(), [word]).bad_words_ids
     singles = {word[0] for word in banned if len(word) == 1}
     assert any(singles & filled_tokens(one) for one in plain)
     assert not any(singles & filled_tokens(one) for one in without)
     for one in asarm.infill(TEXT, infiller, num_return_sequences=4, allowed=r" ?[a-e]+"):
         filled = "".join(span.text for span in one.spans if span.label == "filled")
         assert set(filled) <= set(" abcde")
+
+
+def test_gaps_are_filled_with_text(infiller):
+    """At a high temperature every token is about as likely: a special one would be among so many."""
+    ids = infiller.codec.textless()
+    assert infiller.codec.eos_token_id in ids
+    plain = infiller.config().suppress_tokens
+    assert plain == ids
+    found = asarm.infill("a ___100 b", infiller, num_return_sequences=20, temperature=1e6)
+    assert not any(filled_tokens(one) & set(ids) for one in found)
+    batch = infiller.parse("a ___100 b")
+    rows = [part.repeat(20, 1) for part in batch]
+    freely = asarm.sample(infiller.model, *rows, SamplerConfig("fused", temperature=1e6), range(20))
+    assert set(freely.tokens[rows[2]].tolist()) & set(ids)
 
 
 def test_gaps_that_end_write_allowed_tokens_and_their_end(ending):

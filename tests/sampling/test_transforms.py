@@ -24,7 +24,7 @@ TRANSFORMS = {
     "bad_words_ids": {"bad_words_ids": [[2], [1, 0], [0, 3, 0]]},
     "allowed": {},
     "all": {"temperature": 0.8, "top_k": 3, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.5,
-            "bad_words_ids": [[1, 1]]},
+            "bad_words_ids": [[1, 1]], "suppress_tokens": [3]},
 }  # fmt: skip
 WITH_MASK = ("allowed", "all")
 
@@ -44,6 +44,7 @@ def allowed_mask(target: torch.Tensor) -> torch.Tensor:
         ({"min_p": 0.2}, logits_process.MinPLogitsWarper(0.2)),
         ({"temperature": 0.3}, logits_process.TemperatureLogitsWarper(0.3)),
         ({"repetition_penalty": 1.7}, logits_process.RepetitionPenaltyLogitsProcessor(1.7)),
+        ({"suppress_tokens": [7, 3, 4]}, logits_process.SuppressTokensLogitsProcessor([7, 3, 4])),
         ({"bad_words_ids": [[3], [7, 1]]}, logits_process.NoBadWordsLogitsProcessor([[3], [7, 1]], eos_token_id=None)),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
@@ -229,6 +230,7 @@ def test_parallel_writes_allowed_tokens_only():
         ({"repetition_penalty": float("nan")}, "repetition_penalty must lie in"),
         ({"bad_words_ids": [[]]}, "bad_words_ids has"),
         ({"bad_words_ids": ["-3"]}, "bad_words_ids has"),
+        ({"suppress_tokens": [-1]}, "suppress_tokens must be ids"),
     ],
     ids=str,
 )
@@ -252,6 +254,10 @@ def test_nothing_left_is_one_line():
         sample(model, tokens, given, target, SamplerConfig(bad_words_ids=words), [0, 1])
     with pytest.raises(InputError, match=r"bad_words_ids has 12, but ids lie in 0\.\.11"):
         sample(model, tokens, given, target, SamplerConfig(bad_words_ids=[[12]]), [0, 1])
+    with pytest.raises(InputError, match=r"suppress_tokens has 12, but ids lie in 0\.\.11"):
+        sample(model, tokens, given, target, SamplerConfig(suppress_tokens=[12]), [0, 1])
+    with pytest.raises(InputError, match="no token is allowed at position"):
+        sample(model, tokens, given, target, SamplerConfig(suppress_tokens=list(range(12))), [0, 1])
     with pytest.raises(ValueError, match="allowed has shape"):
         sample(model, tokens, given, target, SamplerConfig(), [0, 1], allowed=allowed[:, :4])
 

@@ -32,6 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "splits": ["single-line"],
         "samplers": ["sequential", "assd-self", *BASELINES],
         "k": 10,
+        "special_tokens": True,
         "dtype": "float32",
     },
     "tiny": {

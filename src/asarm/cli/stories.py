@@ -24,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "causal": "gpt2",
         "k": 10,  # of the released script: its own option of 15 is not passed on to the sampler, whose default is 10
         "gap_length": ["oracle", "search", "median"],
+        "special_tokens": True,
         "dtype": "float32",
     },
     "tiny": {

@@ -97,13 +97,17 @@ class Infiller:
 
     def config(self, bad_words: Sequence[str] = (), **options: Any) -> SamplerConfig:
         """Settings of a sampler, fused by default. bad_words: texts that are not written, beside `bad_words_ids`."""
-        config = SamplerConfig(**{"sampler": "fused"} | options)
-        return self.without_words(config, bad_words)
+        return self.for_text(SamplerConfig(**{"sampler": "fused"} | options), bad_words)
 
-    def without_words(self, config: SamplerConfig, bad_words: Sequence[str]) -> SamplerConfig:
-        """The settings with the ids of some words, as this model writes them, among the `bad_words_ids`."""
+    def for_text(self, config: SamplerConfig, bad_words: Sequence[str] = ()) -> SamplerConfig:
+        """The settings with which this model fills gaps in texts: without the ids of some words, as it writes them, and
+        without special tokens, such as the end of a document."""
         ids = map(TokenIds, ids_of_words(self.codec, bad_words))
-        return replace(config, bad_words_ids=[*config.bad_words_ids, *ids])
+        return replace(
+            config,
+            bad_words_ids=[*config.bad_words_ids, *ids],
+            suppress_tokens=[*config.suppress_tokens, *self.codec.textless()],
+        )
 
     def allowed(self, pattern: str) -> torch.Tensor | None:
         """[1, 1, V] bool, the tokens that match a regular expression as a whole; None, which is all, for ""."""

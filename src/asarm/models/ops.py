@@ -42,8 +42,8 @@ def pack_weights(model: nn.Module) -> None:
     """Let `packed_linear` keep the weights of a model on a CPU packed, beside the weights themselves, as long as the
     model lives. No change where torch is built without oneDNN.
 
-    It is for models that are not trained in shards: FSDP writes to weights behind torch's back. Weights made in
-    inference mode are left out, as nothing says when they change.
+    It is for models that are not trained in shards: FSDP changes weights without torch's count of changes. Weights
+    made in inference mode have no such count, and are left out.
     """
     if not torch.backends.mkldnn.is_available():
         return

@@ -74,6 +74,11 @@ class TextCodec:
         """Ids of the tokens that may not stand in a text."""
         return [token for token in (self.mask_token_id, self.gap_end_token_id) if token is not None]
 
+    def textless(self) -> list[int]:
+        """Ids of the tokens that stand for no text, such as the end of a document; without the one that ends gaps."""
+        others = {self.gap_end_token_id, *self.white_space_of}
+        return [token for token in self.tokenizer.all_special_ids if token not in others]
+
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.tokenizer)

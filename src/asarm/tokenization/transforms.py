@@ -56,6 +56,7 @@ class Transforms:
     bad_words_ids: list[TokenIds] = option(
         [], "token sequences that are not written, each as ids joined by commas: 17 4,23"
     )
+    suppress_tokens: list[int] = option([], "ids of tokens that are not written")
 
     def __post_init__(self) -> None:
         check_temperature("temperature", self.temperature)
@@ -71,6 +72,7 @@ class Transforms:
             check(
                 len(word) > 0 and min(word) >= 0, f"bad_words_ids has {word}: give at least one id, from 0 on, a word"
             )
+        check(min(self.suppress_tokens, default=0) >= 0, "suppress_tokens must be ids, from 0 on")
 
     def log_probs(
         self,
@@ -83,7 +85,7 @@ class Transforms:
         gap_end: int | None = None,
         temperature: float | None = None,
     ) -> torch.Tensor:
-        """Transformed log-probs [B, Q, V] float32 of queries, by their logits [B, Q, V].
+        """Transformed log-probs [B, Q, V] float32 of queries, by their logits [B, Q, V], which may be changed.
 
         tokens, positions: [B, R] int64, of the ranks. at: [B, Q] int64, positions of the queries. known: [B, Q] int64,
         how many of the first ranks each query knows. allowed: [B, Q, V] bool, or None for all tokens.
@@ -96,6 +98,8 @@ class Transforms:
             seen = known_tokens(tokens, known, logits.shape[-1], gap_end)
             penalised = torch.where(logits < 0, logits * self.repetition_penalty, logits / self.repetition_penalty)
             logits = torch.where(seen, penalised, logits)
+        for ids in runs(self.suppress_tokens):
+            logits[..., ids] = float("-inf")
         if allowed is not None:
             logits = restricted(logits, allowed)
         if self.bad_words_ids:
@@ -118,6 +122,17 @@ def check_temperature(name: str, value: float) -> None:
     """Raise InputError for a temperature that cannot be."""
     is_possible = value == 0 or LOWEST_TEMPERATURE <= value <= HIGHEST_TEMPERATURE
     check(is_possible, f"{name} must lie in [{LOWEST_TEMPERATURE:g}, {HIGHEST_TEMPERATURE:g}], or be 0, not {value}")
+
+
+def runs(ids: Iterable[int]) -> list[slice]:
+    """Ids as slices, one for each run of consecutive ones."""
+    found: list[slice] = []
+    for token in sorted(set(ids)):
+        if found and found[-1].stop == token:
+            found[-1] = slice(found[-1].start, token + 1)
+        else:
+            found.append(slice(token, token + 1))
+    return found
 
 
 def restricted(logits: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
@@ -195,13 +210,15 @@ def check_possible(
 
     allowed: [1 or B, N, V] bool or None. never: ids that are never sampled.
     """
-    if allowed is None and not transforms.bad_words_ids:
+    if allowed is None and not transforms.bad_words_ids and not transforms.suppress_tokens:
         return
     rows, length = batch.tokens.shape
     largest = max((max(word) for word in transforms.bad_words_ids), default=0)
     check(largest < vocab_size, f"bad_words_ids has {largest}, but ids lie in 0..{vocab_size - 1}")
+    largest = max(transforms.suppress_tokens, default=0)
+    check(largest < vocab_size, f"suppress_tokens has {largest}, but ids lie in 0..{vocab_size - 1}")
     possible = torch.ones(vocab_size, dtype=torch.bool, device=batch.tokens.device)
-    for ids in never:
+    for ids in (*never, *runs(transforms.suppress_tokens)):
         possible[ids] = False
     for word in transforms.bad_words_ids:
         if len(word) == 1:

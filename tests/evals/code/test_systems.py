@@ -62,13 +62,6 @@ def test_a_causal_model_with_marks_sees_prefix_and_suffix(causal_folder, tmp_pat
             assert token == int(logits.argmax())
             ids.append(token)
         assert len(one.tokens) == len(example.reference_tokens) == one.nfe
-    alone = CausalSystem(causal_folder, config, without_room_for_marks(make_examples), torch.device("cpu"))
-    assert alone.fill(alone.examples["single-line"], "single-line", variant, 0)[0].tokens != filled[0].tokens
-
-
-def without_room_for_marks(make_examples):
-    """The same for a model that needs no room for marks."""
-    return lambda codec, longest: make_examples(codec, longest - 3)
 
 
 def test_a_causal_model_begins_as_its_tokenizer_does(causal_folder):

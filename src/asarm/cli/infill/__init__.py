@@ -130,7 +130,7 @@ def loaded(config: InfillConfig, sampler: SamplerConfig) -> tuple[Infiller, Samp
     model, codec = config.loading.load()
     infiller = Infiller(compiled_for_decoding(model, config.loading.compile), codec, config.gap_tokens)
     config.gap_tokens = infiller.gap_tokens
-    return infiller, infiller.without_words(sampler, config.bad_words), infiller.allowed(config.allowed)
+    return infiller, infiller.for_text(sampler, config.bad_words), infiller.allowed(config.allowed)
 
 
 def fill_texts(config: InfillConfig, sampler: SamplerConfig, extra: Namespace, texts: list[tuple[str, str]]) -> None:

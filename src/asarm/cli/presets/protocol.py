@@ -21,6 +21,7 @@ UNTRANSFORMED = asdict(Transforms())  # as in all of the paper's scripts: named 
 PAPER_INFILLING: dict[str, Any] = {
     **PAPER_SAMPLING,
     "gap_length": ["oracle"],
+    "special_tokens": True,
     "causal": "",
     "dtype": "float32",
     "batch_size": 1,

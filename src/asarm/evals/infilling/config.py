@@ -37,6 +37,9 @@ class InfillEvalConfig(ModelsConfig):
     )
     gap_capacity: int = option(24, "the most tokens of a gap with gap_length model")
     length_sampler: str = option("", "sampler for other lengths than oracle; the default is the first assd one")
+    special_tokens: bool = option(
+        False, "any-subset models may write tokens that are no text, such as the end of a document, into gaps"
+    )
     proposals: int = option(8, "the largest number of lengths that search tries for a gap")
     batch_size: int = option(32, "texts filled together")
 

@@ -102,6 +102,7 @@ class AnySubsetSystem:
         self.weights = sha256_of_tensors(loaded.state_dict().values())
         self.model = compiled_for_decoding(loaded, config.loading.compile)
         self.longest = getattr(loaded.config, "n_positions", None)
+        self.never = [] if config.special_tokens else self.codec.textless()
         self.examples, self.policies = make_examples(self.codec, self.longest)
         choices = [variant.gap_length for variant in variants_of(self, config)]
         if MODEL in choices and None in (loaded.config.gap_end_token_id, self.codec.gap_end_token_id):
@@ -113,6 +114,7 @@ class AnySubsetSystem:
         tried = [self.policies[group].lengths(variant.gap_length, example) for example in examples]
         whole = without_suffixes(examples) if variant.sampler == PREFIX_ONLY else examples
         gap_end = self.codec.gap_end_token_id if variant.gap_length == MODEL else None
+        settings = replace(variant.config, suppress_tokens=[*variant.config.suppress_tokens, *self.never])
         mark = gap_end is not None
         # All lengths that are tried for an example see the same context, so that their scores can be compared.
         seen = [
@@ -124,10 +126,10 @@ class AnySubsetSystem:
             return sampling_seed(self.config.seed, example.index, trial, length)
 
         if variant.gap_length == SEARCH:
-            filled = search(self.model, self.codec, seen, tried, variant.config, seed, self.config.batch_size)
+            filled = search(self.model, self.codec, seen, tried, settings, seed, self.config.batch_size)
         else:
             rows = [(example, lengths[0]) for example, lengths in zip(seen, tried, strict=True)]
-            filled = fill(self.model, self.codec, rows, variant.config, [seed(*row) for row in rows], gap_end)
+            filled = fill(self.model, self.codec, rows, settings, [seed(*row) for row in rows], gap_end)
         return with_cuts(filled, whole, seen)
 
 

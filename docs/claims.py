@@ -1,0 +1,195 @@
+"""Run the experiments of docs/claims.md: each leaves its numbers in docs/claims/NAME.json.
+
+    python docs/claims.py --books BOOK.txt ... --wikitext FILE --stories FILE [--work FOLDER] [--only NAME ...]
+
+`--work` (results/claims) keeps what is trained and decoded, so that an interrupted experiment goes on. About five core-
+hours for all, of a CPU that multiplies bfloat16; `--list` prints what each takes and runs. Evaluation sets that are not
+part of the repository are given by options; an experiment that lacks one is left out.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+FOLDER = REPO / "docs" / "claims"
+
+
+@dataclass
+class Experiment:
+    """Some commands, and the file that they leave with the numbers, if any. minutes: on one core, about.
+
+    Capitals in commands are paths: OUT is the experiment's own folder, ADAPTERS that of the adapters.
+    """
+
+    name: str
+    minutes: int
+    commands: tuple[str, ...]
+    result: str = "OUT/metrics.json"
+
+
+DECODE = "python -m asarm decode"
+TRAINED = ("any-subset", "masked-diffusion", "fim", "any-order", "any-rate", "paper-rate", "paper-warm-up")
+EXACT = (
+    "--text WIKITEXT --length 64 --num_texts 1000 --batch_size 32 --k_sweep_texts 0 "
+    "--samplers sequential assd-self fused --output_dir OUT"
+)
+GRID = "--text WIKITEXT --batch_size 16 --samplers sequential assd-self assd-ngram fused --output_dir OUT"
+STORY_SAMPLERS = (
+    "--stories STORIES --max_items 500 --trials 1 --gap_length oracle --batch_size 32 --dtype auto --device cpu"
+)
+
+PASSAGES = "python benchmarks/claims/passages.py ADAPTERS/passages.jsonl BOOKS"
+TRAIN = "bash benchmarks/claims/train_adapters.sh ADAPTERS/passages.jsonl ADAPTERS 80"
+
+EXPERIMENTS = [
+    Experiment("exact-tiny-text", 10, (f"{DECODE} tiny {EXACT}",)),
+    Experiment("exact-smollm2-text", 60, (f"{DECODE} small {EXACT} --k 5",)),
+    Experiment("k-tiny-text", 8, (f"{DECODE} ablate-k tiny --num_texts 64 --k_sweep_texts 64 {GRID}",)),
+    Experiment(
+        "k-smollm2-text",
+        30,
+        (f"{DECODE} ablate-k small --num_texts 16 --k_sweep_texts 16 --length 32 64 128 --judge self {GRID}",),
+    ),
+    *(
+        Experiment(
+            f"mask-rate-{rate}",
+            4,
+            (f"{DECODE} small --mask_rate {rate} --num_texts 32 --length 64 --judge self --k 5 {GRID}",),
+        )
+        for rate in (0.5, 0.8)
+    ),
+    Experiment(
+        "tolerance-smollm2-text",
+        12,
+        (
+            f"{DECODE} ablate-tolerance small --num_texts 64 --k_sweep_texts 64 --k 5 --text WIKITEXT --batch_size 16 "
+            "--samplers sequential assd-self --output_dir OUT",
+        ),
+    ),
+    *(Experiment(f"adapter-{name}", 20, (PASSAGES, f"{TRAIN} {name}"), "") for name in TRAINED),
+    Experiment(
+        "parallel",
+        20,
+        (
+            "python benchmarks/claims/parallel.py --models ADAPTERS/any-subset/model ADAPTERS/masked-diffusion/model "
+            "--names any-subset masked-diffusion --text WIKITEXT --output OUT/parallel.json",
+        ),
+        "OUT/parallel.json",
+    ),
+    Experiment(
+        "training-rates",
+        10,
+        (
+            "python benchmarks/claims/held_out.py ADAPTERS/any-subset/model ADAPTERS/any-order/model "
+            "ADAPTERS/any-rate/model ADAPTERS/paper-rate/model ADAPTERS/paper-warm-up/model "
+            "--texts ADAPTERS/passages.jsonl --any_order --output OUT/held_out.json",
+        ),
+        "OUT/held_out.json",
+    ),
+    Experiment(
+        "story-nll",
+        15,
+        (
+            "python benchmarks/reference_nll.py smollm2 ADAPTERS/any-subset/model ADAPTERS/any-order/model "
+            "--diffusion ADAPTERS/masked-diffusion/model --fim ADAPTERS/fim --stories STORIES --output OUT/nll.json",
+        ),
+        "OUT/nll.json",
+    ),
+    *(
+        Experiment(
+            f"stories-{name}",
+            minutes,
+            (f"python -m asarm stories paper --models {model} {STORY_SAMPLERS} {options} --output_dir OUT",),
+        )
+        for name, minutes, model, options in (
+            (
+                "any-subset",
+                20,
+                "ADAPTERS/any-subset/model",
+                "--samplers sequential prefix-only bag --causal ADAPTERS/fim",
+            ),
+            (
+                "masked-diffusion",
+                15,
+                "ADAPTERS/masked-diffusion/model",
+                "--samplers parallel --parallel_steps 4 16 999",
+            ),
+        )
+    ),
+    Experiment("density", 3, ("python benchmarks/claims/density.py --output OUT/density.json",), "OUT/density.json"),
+    Experiment(
+        "fused-parts",
+        20,
+        (
+            "python benchmarks/fused.py --text WIKITEXT --stories STORIES --text_models smollm2-text "
+            "--code_models smollm2-code --texts 2 --length 64 --gaps 6 --parts table --output OUT/fused.json",
+        ),
+        "OUT/fused.json",
+    ),
+]
+
+
+def run(experiment: Experiment, paths: dict[str, list[Path]]) -> None:
+    """Run the commands, and keep their numbers, and the picture beside them if there is one."""
+    for command in experiment.commands:
+        words = filled(command, paths)
+        print(shlex.join(words), file=sys.stderr, flush=True)
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        subprocess.run(words, cwd=REPO, check=True, env={**os.environ, "PYTHON": sys.executable})
+    if experiment.result:
+        (found,) = filled(experiment.result, paths)
+        FOLDER.mkdir(exist_ok=True)
+        shutil.copyfile(found, FOLDER / f"{experiment.name}.json")
+        if (picture := Path(found).with_suffix(".png")).exists():
+            shutil.copyfile(picture, FOLDER / f"{experiment.name}.png")
+
+
+def filled(command: str, paths: dict[str, list[Path]]) -> list[str]:
+    """The words of a command, with paths for capitals. BOOKS stands for several words."""
+    words: list[str] = []
+    for word in shlex.split(command):
+        name, slash, rest = word.partition("/")
+        words += [f"{path}{slash}{rest}" for path in paths[name]] if name in paths else [word]
+    return words
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--books", nargs="+", type=Path, default=[], help="plain text, a paragraph in each line")
+    parser.add_argument("--wikitext", type=Path, help="WikiText-2's test part, a text file")
+    parser.add_argument("--stories", type=Path, help="the Story Cloze validation stories, a CSV file")
+    parser.add_argument("--work", type=Path, default=REPO / "results" / "claims")
+    parser.add_argument("--only", nargs="+", default=[], help="names of experiments")
+    parser.add_argument("--list", action="store_true", help="print the experiments, and run none")
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    given = {"BOOKS": arguments.books, "WIKITEXT": arguments.wikitext, "STORIES": arguments.stories}
+    files = {
+        name: [path.resolve() for path in (paths if isinstance(paths, list) else [paths])]
+        for name, paths in given.items()
+        if paths
+    }
+    for experiment in EXPERIMENTS:
+        if arguments.only and experiment.name not in arguments.only:
+            continue
+        if arguments.list:
+            print(f"{experiment.name} ({experiment.minutes} min)", *experiment.commands, sep="\n  ")
+            continue
+        paths = files | {"ADAPTERS": [work / "adapters"], "OUT": [work / experiment.name]}
+        missing = [name for name in given if name not in paths and any(name in one for one in experiment.commands)]
+        if missing:
+            print(f"{experiment.name} is left out: no --{missing[0].lower()}", file=sys.stderr)
+            continue
+        for folder in (*paths["ADAPTERS"], *paths["OUT"]):
+            folder.mkdir(parents=True, exist_ok=True)
+        run(experiment, paths)
+
+
+if __name__ == "__main__":
+    main()
