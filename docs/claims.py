@@ -41,7 +41,8 @@ EXACT = (
 )
 GRID = "--text WIKITEXT --batch_size 16 --samplers sequential assd-self assd-ngram fused --output_dir OUT"
 STORY_SAMPLERS = (
-    "--stories STORIES --max_items 500 --trials 1 --gap_length oracle --batch_size 32 --dtype auto --device cpu"
+    "--stories STORIES --max_items 500 --trials 1 --gap_length oracle --special_tokens False --batch_size 32 "
+    "--dtype auto --device cpu"
 )
 
 PASSAGES = "python benchmarks/claims/passages.py ADAPTERS/passages.jsonl BOOKS"
