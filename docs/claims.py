@@ -34,28 +34,28 @@ class Experiment:
 
 
 DECODE = "python -m asarm decode"
-TRAINED = ("any-subset", "masked-diffusion", "fim", "any-order", "any-rate", "paper-rate", "paper-warm-up")
+TRAINED = ("any-subset", "masked-diffusion", "fim", "any-order", "any-rate", "paper-rate")
 EXACT = (
-    "--text WIKITEXT --length 64 --num_texts 1000 --batch_size 32 --k_sweep_texts 0 "
+    "--text WIKITEXT --length 64 --batch_size 32 --k_sweep_texts 0 "
     "--samplers sequential assd-self fused --output_dir OUT"
 )
 GRID = "--text WIKITEXT --batch_size 16 --samplers sequential assd-self assd-ngram fused --output_dir OUT"
 STORY_SAMPLERS = (
-    "--stories STORIES --max_items 500 --trials 1 --gap_length oracle --special_tokens False --batch_size 32 "
-    "--dtype auto --device cpu"
+    "--stories STORIES --tasks 1/5 --max_items 300 --trials 1 --gap_length oracle --special_tokens False "
+    "--batch_size 32 --dtype auto --device cpu"
 )
 
 PASSAGES = "python benchmarks/claims/passages.py ADAPTERS/passages.jsonl BOOKS"
 TRAIN = "bash benchmarks/claims/train_adapters.sh ADAPTERS/passages.jsonl ADAPTERS 80"
 
 EXPERIMENTS = [
-    Experiment("exact-tiny-text", 10, (f"{DECODE} tiny {EXACT}",)),
-    Experiment("exact-smollm2-text", 60, (f"{DECODE} small {EXACT} --k 5",)),
+    Experiment("exact-tiny-text", 10, (f"{DECODE} tiny {EXACT} --num_texts 1000",)),
+    Experiment("exact-smollm2-text", 60, (f"{DECODE} small {EXACT} --num_texts 200 --k 5",)),
     Experiment("k-tiny-text", 8, (f"{DECODE} ablate-k tiny --num_texts 64 --k_sweep_texts 64 {GRID}",)),
     Experiment(
         "k-smollm2-text",
         30,
-        (f"{DECODE} ablate-k small --num_texts 16 --k_sweep_texts 16 --length 32 64 128 --judge self {GRID}",),
+        (f"{DECODE} ablate-k small --num_texts 8 --k_sweep_texts 8 --length 64 128 --judge self {GRID}",),
     ),
     *(
         Experiment(
@@ -69,7 +69,7 @@ EXPERIMENTS = [
         "tolerance-smollm2-text",
         12,
         (
-            f"{DECODE} ablate-tolerance small --num_texts 64 --k_sweep_texts 64 --k 5 --text WIKITEXT --batch_size 16 "
+            f"{DECODE} ablate-tolerance small --num_texts 32 --k_sweep_texts 32 --k 5 --text WIKITEXT --batch_size 16 "
             "--samplers sequential assd-self --output_dir OUT",
         ),
     ),
@@ -79,7 +79,8 @@ EXPERIMENTS = [
         20,
         (
             "python benchmarks/claims/parallel.py --models ADAPTERS/any-subset/model ADAPTERS/masked-diffusion/model "
-            "--names any-subset masked-diffusion --text WIKITEXT --output OUT/parallel.json",
+            "--names any-subset masked-diffusion --text WIKITEXT --num_texts 48 "
+            "--steps 60 15 4 1 --output OUT/parallel.json",
         ),
         "OUT/parallel.json",
     ),
@@ -88,8 +89,8 @@ EXPERIMENTS = [
         10,
         (
             "python benchmarks/claims/held_out.py ADAPTERS/any-subset/model ADAPTERS/any-order/model "
-            "ADAPTERS/any-rate/model ADAPTERS/paper-rate/model ADAPTERS/paper-warm-up/model "
-            "--texts ADAPTERS/passages.jsonl --any_order --output OUT/held_out.json",
+            "ADAPTERS/any-rate/model ADAPTERS/paper-rate/model "
+            "--texts ADAPTERS/passages.jsonl --any_order --num_texts 48 --output OUT/held_out.json",
         ),
         "OUT/held_out.json",
     ),
@@ -98,7 +99,8 @@ EXPERIMENTS = [
         15,
         (
             "python benchmarks/reference_nll.py smollm2 ADAPTERS/any-subset/model ADAPTERS/any-order/model "
-            "--diffusion ADAPTERS/masked-diffusion/model --fim ADAPTERS/fim --stories STORIES --output OUT/nll.json",
+            "--diffusion ADAPTERS/masked-diffusion/model --fim ADAPTERS/fim --stories STORIES "
+            "--max_items 500 --output OUT/nll.json",
         ),
         "OUT/nll.json",
     ),
@@ -119,7 +121,7 @@ EXPERIMENTS = [
                 "masked-diffusion",
                 15,
                 "ADAPTERS/masked-diffusion/model",
-                "--samplers parallel --parallel_steps 4 16 999",
+                "--samplers parallel --parallel_steps 2 4 999",
             ),
         )
     ),
@@ -142,7 +144,8 @@ def run(experiment: Experiment, paths: dict[str, list[Path]]) -> None:
         words = filled(command, paths)
         print(shlex.join(words), file=sys.stderr, flush=True)
         words[0] = sys.executable if words[0] == "python" else words[0]
-        subprocess.run(words, cwd=REPO, check=True, env={**os.environ, "PYTHON": sys.executable})
+        if subprocess.run(words, cwd=REPO, env={**os.environ, "PYTHON": sys.executable}).returncode:
+            sys.exit(f"{experiment.name} failed")
     if experiment.result:
         (found,) = filled(experiment.result, paths)
         FOLDER.mkdir(exist_ok=True)

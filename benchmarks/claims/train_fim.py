@@ -84,7 +84,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     folder = smollm2_folder() if arguments.base == NAME else Path(arguments.base)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(folder),
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
     model.resize_token_embeddings(max(len(tokenizer), model.config.vocab_size))
     fim = Fim(*tokenizer.convert_tokens_to_ids(list(MARKS)))
