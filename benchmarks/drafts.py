@@ -21,7 +21,7 @@ from fused import DATASETS, Task, text_tasks
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.load import load
 from asarm.models.rank_order import RankOrder, rank_order
-from asarm.sampling.assd import bigram_distribution
+from asarm.sampling.assd import NO_TOKEN, BigramTable
 
 SHARES = (0.05, 0.1, 0.2, 0.4)  # of the bigram table in a mixture
 
@@ -97,9 +97,8 @@ def acceptances(model: AnyOrderModel, task: Task, window: int) -> dict[str, torc
         if model.draft_head is not None and not model.draft_head.recurrent:
             moved = model.follow(drafts.states, drafts.left, drafts.states)  # it reads the first two alone
             distributions["head"] = model.logits(moved).softmax(-1)
-        table = bigram_distribution(
-            tokens.expand(len(p), -1), drafts.known, drafts.left, drafts.has_left, model.config.vocab_size
-        )
+        left = drafts.left.where(drafts.has_left, NO_TOKEN)
+        table = BigramTable(tokens.expand(len(p), -1), drafts.known, model.config.vocab_size).after(left)
         for name, q in distributions.items():
             values = {name: accepted(p, q), f"{name}, two candidates": accepted_of_two(p, q)}
             values |= {f"{name} + {share} bigram": accepted(p, (1 - share) * q + share * table) for share in SHARES}

@@ -135,6 +135,36 @@ def test_all_parts_compile_as_one_graph():
     assert not stand_in.fails
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "rows", "settings"),
+    [
+        (tiny_xlnet, 1, {"sampler": "fused", "coupling": "block", "k": 2}),
+        (tiny_gpt2, 3, {"draft": "ngram", "k": 2}),
+    ],
+)
+def test_transformed_steps_are_one_graph(backbone, rows, settings, monkeypatch):
+    """All transforms and allowed tokens: what the compiler traces gives the same tokens. No kernels are made."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda step, mode, **options: compile(step, backend="aot_eager", **options))
+    model = backbone(20)
+    stand_in, inputs = CompiledModel(model), random_batch(rows, 12)
+    config = SamplerConfig(
+        temperature=0.8,
+        top_k=12,
+        top_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.5,
+        bad_words_ids=[[2], [3, 4]],
+        **settings,
+    )
+    allowed = torch.rand(rows, 12, 20, generator=torch.Generator().manual_seed(0)) < 0.8
+    expected, found = (sample(some, *inputs, config, range(rows), allowed=allowed) for some in (model, stand_in))
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.nfe, expected.nfe)
+    assert not stand_in.fails
+
+
 def test_a_compiler_that_fails_is_named_and_done_without(monkeypatch, caplog):
     def compile(function, **options):
         def step(*arguments):

@@ -13,15 +13,7 @@ from asarm.models.load import AsArm, load_tokenizer
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
-from asarm.sampling.counter_rng import (
-    REPLACEMENT,
-    TOKEN,
-    VERDICT,
-    CounterRNG,
-    GumbelSampler,
-    InverseCDFSampler,
-    inverse_cdf,
-)
+from asarm.sampling.counter_rng import REPLACEMENT, VERDICT, CounterRNG, GumbelSampler, InverseCDFSampler, inverse_cdf
 from asarm.utils.errors import InputError
 from support.reference import RandomDraws, reference_assd, reference_logits, reference_sequential
 
@@ -233,14 +225,14 @@ class TiedDraws(RandomDraws):
         self.rng, self.tokens_by = CounterRNG(torch.tensor([seed])), tokens_by
 
     def token(self, probs, position):
-        choice = self.tokens_by(self.rng, torch.tensor([[position]]), len(probs), TOKEN)
+        choice = self.tokens_by(self.rng, torch.tensor([[position]]), len(probs))
         return int(choice.draw(probs.log()[None, None]))
 
     def verdict(self, position):
-        return float(self.rng.uniform(torch.tensor([[position]]), VERDICT))
+        return float(self.rng.uniform(torch.tensor([[position]]))[VERDICT])
 
     def replacement(self, probs, position):
-        return int(inverse_cdf(probs, self.rng.uniform(torch.tensor([position])[None], REPLACEMENT)[0, 0]))
+        return int(inverse_cdf(probs, self.rng.uniform(torch.tensor([[position]]))[REPLACEMENT, 0, 0]))
 
 
 def test_samplers_give_the_tokens_of_the_reference_samplers(tiny):

@@ -10,6 +10,7 @@ import torch
 
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
+from asarm.sampling.fused import sample_fused
 from support.fake_device import FakeDevice
 from support.models import random_batch, tiny_gpt2, tiny_llama, tiny_xlnet
 from support.paths import REPO, SOURCE
@@ -51,8 +52,29 @@ def test_tokens_are_those_of_a_cpu(backbone, head, open_gaps):
                 assert torch.equal(getattr(found, count), getattr(expected[name], count)), (name, count)
 
 
+class AlternatingWindow:
+    """A window policy that prepares two drafts or none."""
+
+    max_k, k = 2, 2
+
+    def update(self, size, accepted):
+        self.k = 2 - self.k
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_windows_without_drafts(head):
+    model, inputs = tiny_gpt2(20, **HEADS[head]), random_batch(3, 40, 20, 0)
+    expected = sample(model, *inputs, SamplerConfig(sampler="sequential"), range(3))
+    config = SamplerConfig(sampler="fused", coupling="gumbel")
+    with FakeDevice(), torch.inference_mode():
+        found = sample_fused(model.to("cuda"), inputs.to("cuda"), config, range(3), False, AlternatingWindow())
+        assert torch.equal(found.tokens.cpu(), expected.tokens)
+
+
 # Launches outside the network for each function evaluation, at most, and evaluations for each wait, at least.
-COSTS = {"sequential": (50, 20), "assd": (42, 20), "fused": (76, 8)}
+COSTS = {
+    "sequential": (44, 20), "assd": (38, 20), "assd-ngram": (125, 8), "fused": (60, 8), "fused-block": (122, 8),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COSTS)

@@ -10,7 +10,7 @@ from scipy.stats import chisquare, kstest
 from asarm import sampling
 from asarm.sampling import sample
 from asarm.sampling.adaptive_window import AdaptiveWindow
-from asarm.sampling.assd import bigram_distribution
+from asarm.sampling.assd import NO_TOKEN, BigramTable
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
 from asarm.tokenization.transforms import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
@@ -197,7 +197,7 @@ def test_random_numbers_have_their_distributions_and_depend_on_every_key():
     rng = CounterRNG(torch.arange(50))
     gumbel = rng.gumbel(positions, 7, TOKEN)
     assert kstest(gumbel.flatten().numpy(), "gumbel_r").pvalue > 0.01
-    assert kstest(rng.uniform(positions, VERDICT).flatten().numpy(), "uniform").pvalue > 0.01
+    assert kstest(rng.uniform(positions)[VERDICT].flatten().numpy(), "uniform").pvalue > 0.01
     for axis in range(3):
         left, right = gumbel.narrow(axis, 0, gumbel.shape[axis] - 1), gumbel.narrow(axis, 1, gumbel.shape[axis] - 1)
         correlation = torch.corrcoef(torch.stack((left.flatten(), right.flatten())))[0, 1]
@@ -208,11 +208,11 @@ def test_random_numbers_have_their_distributions_and_depend_on_every_key():
 def test_ngram_table_by_hand():
     sequence = torch.tensor([[1, 2, 1, 3, 1, 2, 0]])
     known = torch.tensor([[True, True, True, True, True, False, True]])
-    probs = bigram_distribution(sequence, known, torch.tensor([1]), torch.tensor([True]), 5)
-    torch.testing.assert_close(probs, torch.tensor([[0.0, 0.0, 0.5, 0.5, 0.0]]))
-    backed_off = bigram_distribution(sequence, known, torch.tensor([4]), torch.tensor([True]), 5)
-    torch.testing.assert_close(backed_off, torch.tensor([[1 / 6, 3 / 6, 1 / 6, 1 / 6, 0.0]]))
-    uniform = bigram_distribution(sequence, torch.zeros_like(known), torch.tensor([1]), torch.tensor([True]), 5)
+    table = BigramTable(sequence, known, 5)
+    torch.testing.assert_close(table.after(torch.tensor([1])), torch.tensor([[0.0, 0.0, 0.5, 0.5, 0.0]]))
+    for left in (4, NO_TOKEN):
+        torch.testing.assert_close(table.after(torch.tensor([left])), torch.tensor([[1 / 6, 3 / 6, 1 / 6, 1 / 6, 0.0]]))
+    uniform = BigramTable(sequence, torch.zeros_like(known), 5).after(torch.tensor([1]))
     torch.testing.assert_close(uniform, torch.full((1, 5), 0.2))
 
 

@@ -1,6 +1,8 @@
 """Gaps to tokens and back, for a byte-level BPE and for a SentencePiece tokenizer (XLNet's class)."""
 
 import json
+import random
+import re
 import shutil
 
 import pytest
@@ -11,7 +13,7 @@ from asarm.evals.decoding.texts import token_stream
 from asarm.evals.language.likelihood import encode_pair
 from asarm.models.load import load, load_tokenizer
 from asarm.tokenization.codec import TextCodec
-from asarm.tokenization.gaps import label_spans, parse_gaps
+from asarm.tokenization.gaps import escape_gaps, label_spans, parse_gaps, split_gaps
 from asarm.tokenization.open_gaps import open_targets
 from asarm.utils.errors import InputError
 from support.xlnet_tokenizer import train_xlnet_tokenizer
@@ -68,6 +70,58 @@ def test_gaps_become_masks_of_the_given_or_default_size(codec):
 )
 def test_what_is_a_gap(byte_level, text, sizes):
     assert gap_sizes(parse_gaps(text, byte_level, default_gap_tokens=8)) == sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "segments", "digits"),
+    [
+        (r"a \___ b ___ c", ["a ___ b ", " c"], [""]),
+        (r"\___5", ["___5"], []),
+        (r"C:\\___", ["C:\\", ""], [""]),
+        (r"C:\\\___", [r"C:\___"], []),
+        (r"___\___", ["", "___"], [""]),
+        (r"___\5", ["", "5"], [""]),
+        (r"___3\5", ["", "5"], ["3"]),
+        (r"___\\5", ["", r"\5"], [""]),
+        (r"___\a \ \n \_ \__", ["", r"\a \ \n \_ \__"], [""]),
+        ("___007a", ["", "a"], ["007"]),
+    ],
+)
+def test_backslashes_make_underscores_and_digits_text(text, segments, digits):
+    assert split_gaps(text) == (segments, digits)
+
+
+def random_text(generator: random.Random) -> str:
+    """Short, and rich in what has a meaning beside gaps."""
+    return "".join(generator.choices(["_", "___", "\\", "5", "a", " "], k=generator.randrange(9)))
+
+
+def test_escaped_texts_mean_themselves():
+    generator = random.Random(0)
+    for _ in range(3000):
+        text = random_text(generator)
+        assert split_gaps(escape_gaps(text)) == ([text], [])
+        assert split_gaps(escape_gaps(escape_gaps(text))) == ([escape_gaps(text)], [])
+
+
+def beside_gaps(segment: str, is_first: bool, is_last: bool) -> str:
+    """A segment as it must be written between gaps."""
+    segment = escape_gaps(segment)
+    if not is_last:  # or backslashes at its end would be those of the gap
+        segment += re.search(r"\\*$", segment)[0]
+    return segment if is_first else re.sub(r"^(\\*[0-9])", r"\\\1", segment)
+
+
+def test_what_is_written_between_gaps_is_read():
+    """But for underscores at a gap, which belong to it."""
+    generator = random.Random(1)
+    for _ in range(3000):
+        segments = [random_text(generator).strip("_") for _ in range(4)]
+        digits = [generator.choice(["2", "13"]), generator.choice(["2", "13", ""] if segments[2] else ["2"]), ""]
+        last = len(segments) - 1
+        written = [beside_gaps(one, index == 0, index == last) for index, one in enumerate(segments)]
+        text = written[0] + "".join(f"___{n}{one}" for n, one in zip(digits, written[1:], strict=True))
+        assert split_gaps(text) == (segments, digits), text
 
 
 @pytest.mark.parametrize(

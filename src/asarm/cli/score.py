@@ -2,8 +2,8 @@
 
 Prints for each candidate the joint log-density of the gap's tokens given the rest of the text, in nats, their number,
 the perplexity of a token, and the text; the likeliest first. For a text with several gaps a candidate's parts are
-separated by ___. With --given and --filled, two files of as many texts, one a line or the field `text` of JSON lines,
-it prints a line for each text, in their order.
+separated by ___. Gaps, and underscores that are none, are written as for `infill`. With --given and --filled, two files
+of as many texts, one a line or the field `text` of JSON lines, it prints a line for each text, in their order.
 """
 
 import json

@@ -15,7 +15,7 @@ import torch
 
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
-from asarm.sampling.fused import FusedDecoding
+from asarm.sampling.fused import FusedDecoding, fused_step
 from asarm.tokenization.batch import InfillBatch
 
 PRIOR_ACCEPTANCE = 0.7  # of all drafts before any was verified: optimistic, or else none would be tried
@@ -106,7 +106,7 @@ def _probe(model: DecodingModel, batch: int, length: int, sizes: list[int], conf
     seconds = []
     for _ in range(steps):
         before = time.perf_counter()
-        decoding.step()
+        decoding.step(fused_step)
         decoding.look()  # waits for the device
         seconds.append(time.perf_counter() - before)
     return np.reshape(seconds, (len(sizes), REPEATS + 1))[:, 1:].min(1).tolist()

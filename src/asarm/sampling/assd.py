@@ -18,6 +18,8 @@ from asarm.sampling.result import SampleResult, TraceOption
 from asarm.sampling.verification import DraftWindow
 from asarm.tokenization.batch import InfillBatch
 
+NO_TOKEN, NO_PAIR = -1, -2  # instead of a token to the left
+
 
 def sample_assd(
     model: DecodingModel,
@@ -39,8 +41,7 @@ def assd_step(state: DecodeState) -> torch.Tensor:
     """Draft, verify and commit one window, drafted by the model: an outcome of `DecodeState.commit`."""
     columns = _columns(state)
     window = _self_draft(state, columns)
-    accepted, next_tokens = state.verify(window, _evaluate_self(state, window))
-    return state.commit(window.tokens, window.size, accepted, next_tokens, window.columns)
+    return _verify(state, window, _evaluate_self(state, window))
 
 
 def assd_ngram_step(state: DecodeState) -> torch.Tensor:
@@ -49,8 +50,13 @@ def assd_ngram_step(state: DecodeState) -> torch.Tensor:
     ranks = state.next_ranks(window.tokens.shape[1])
     new = state.uncached + ranks.shape[1] - 1
     log_p = state.query_log_probs(state.decoded + window.size - 1, ranks, ranks, new)
+    return _verify(state, window, log_p)
+
+
+def _verify(state: DecodeState, window: DraftWindow, log_p: torch.Tensor) -> torch.Tensor:
+    """Verify and commit a window, by the target log-probs [B, K, V] of its drafts."""
     accepted, next_tokens = state.verify(window, log_p)
-    return state.commit(window.tokens, window.size, accepted, next_tokens, window.columns)
+    return state.commit(window.tokens, window.size, accepted, next_tokens, columns=window.tokens.shape[1])
 
 
 def _columns(state: DecodeState) -> int:
@@ -78,13 +84,13 @@ def _self_draft(state: DecodeState, columns: int) -> DraftWindow:
         later = states[:, 1:] if asked is ranks else states.expand(-1, columns - 1, -1)  # then not read
         drafts, log_q = draft_by_head(state, sampler, ranks[:, 1:], later, states[:, :1], first=1)
         drafts, log_q = torch.cat((first, drafts), dim=1), torch.cat((log_p, log_q), dim=1)
-        return state.draft_window(drafts, size, log_q, positions, sampler)
+        return state.draft_window(drafts, size, log_q, sampler)
     log_q = state.draft_log_probs(states, ranks)  # [B, K, V]
     if state.config.draft_temperature is not None:
         log_q[:, :1] = state.log_probs(states[:, :1], ranks[:, :1])
     drafts = sampler.draw(log_q)
     state.write_drafts(ranks, drafts)
-    return state.draft_window(drafts, size, log_q, positions, sampler)
+    return state.draft_window(drafts, size, log_q, sampler)
 
 
 def _needs_first_query_only(state: DecodeState, columns: int) -> bool:
@@ -119,25 +125,22 @@ def _ngram_draft(state: DecodeState, columns: int) -> DraftWindow:
     if state.gap_end is not None:  # what precedes it says nothing of where a text ends
         never_drafted.append(slice(state.gap_end, state.gap_end + 1))
     sequence, known = _known_tokens(state)  # [B, N]
-    readable = known.clone()  # decoded, or drafted in this window
-    drafts, log_q = [], []
-    for column in range(ranks.shape[1]):
-        position = positions[:, column : column + 1]  # [B, 1]
-        left = (position - 1).clamp(min=0)
-        has_left = (position > 0) & readable.gather(1, left)
-        probs = bigram_distribution(
-            sequence, known, sequence.gather(1, left)[:, 0], has_left[:, 0], vocab_size, never_drafted
-        )
-        log_q.append(probs.log())
-        draft = sampler.draw(log_q[-1][:, None], slice(column, column + 1))  # [B, 1]
-        drafts.append(draft[:, 0])
-        # Past a row's end the position is that of a scratch rank, which must not overwrite a known token.
-        is_known = known.gather(1, position)
-        sequence = sequence.scatter(1, position, torch.where(is_known, sequence.gather(1, position), draft))
-        readable = readable.scatter(1, position, True)
+    table = BigramTable(sequence, known, vocab_size, never_drafted)
+    left = (positions - 1).clamp(min=0)
+    is_known = known.gather(1, left) & (positions > 0)
+    known_left = torch.where(is_known, sequence.gather(1, left), NO_TOKEN)  # [B, K]
+    follows = positions[:, 1:] == positions[:, :-1] + 1  # [B, K - 1], the draft before
+    drafts: list[torch.Tensor] = []
+    log_q: list[torch.Tensor] = []
+    for column in range(columns):
+        token = known_left[:, column]
+        if column > 0:
+            token = torch.where(follows[:, column - 1], drafts[-1], token)
+        log_q.append(table.after(token).log())
+        drafts.append(sampler.draw(log_q[-1][:, None], slice(column, column + 1))[:, 0])
     tokens = torch.stack(drafts, 1)
     state.write_drafts(ranks, tokens)
-    return state.draft_window(tokens, size, torch.stack(log_q, 1), positions, sampler)
+    return state.draft_window(tokens, size, torch.stack(log_q, 1), sampler)
 
 
 def _known_tokens(state: DecodeState) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,27 +154,30 @@ def _known_tokens(state: DecodeState) -> tuple[torch.Tensor, torch.Tensor]:
     return sequence, torch.zeros_like(sequence, dtype=torch.bool).scatter(1, positions, decoded)
 
 
-def bigram_distribution(
-    sequence: torch.Tensor,
-    known: torch.Tensor,
-    left: torch.Tensor,
-    has_left: torch.Tensor,
-    vocab_size: int,
-    never_sampled: Sequence[slice] = (),
-) -> torch.Tensor:
-    """Distribution [B, V] float32 of the token after `left` [B]: how often each followed it among the known tokens.
+class BigramTable:
+    """How often each token followed each among the known tokens of B sequences. Made in every step, so that it is
+    always up to date."""
 
-    sequence: [B, N] int64. known: [B, N] bool. Where `left` was never followed by anything, or there is none (has_left
-    [B] false), it is that of the known tokens; where nothing is known, it is uniform over all but the ids that are
-    never sampled. Counted in every call, so that it is always up to date.
-    """
-    pairs = known[:, :-1] & known[:, 1:] & (sequence[:, :-1] == left[:, None]) & has_left[:, None]
-    zeros = sequence.new_zeros(len(sequence), vocab_size, dtype=torch.float32)
-    bigram = zeros.scatter_add(1, sequence[:, 1:], pairs.float())
-    unigram = zeros.scatter_add(1, sequence, known.float())
-    counts = torch.where(bigram.sum(1, keepdim=True) > 0, bigram, unigram)
-    uniform = torch.ones_like(counts)
-    for ids in never_sampled:
-        uniform[:, ids] = 0.0
-    counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, uniform)
-    return counts / counts.sum(1, keepdim=True)
+    def __init__(
+        self, sequence: torch.Tensor, known: torch.Tensor, vocab_size: int, never_sampled: Sequence[slice] = ()
+    ):
+        """sequence: [B, N] int64. known: [B, N] bool."""
+        is_pair = known[:, :-1] & known[:, 1:]
+        self.left, self.right = torch.where(is_pair, sequence[:, :-1], NO_PAIR), sequence[:, 1:]  # [B, N - 1]
+        self.zeros = sequence.new_zeros(len(sequence), vocab_size, dtype=torch.float32)
+        counts = self.zeros.scatter_add(1, sequence, known.float())
+        uniform = torch.ones_like(counts)
+        for ids in never_sampled:
+            uniform[:, ids] = 0.0
+        counts = torch.where(counts.sum(1, keepdim=True) > 0, counts, uniform)
+        self.unigram = counts / counts.sum(1, keepdim=True)  # [B, V]
+
+    def after(self, left: torch.Tensor) -> torch.Tensor:
+        """Distribution [B, V] float32 of the token after `left` [B] int64.
+
+        Where `left` was never followed by anything, or is NO_TOKEN, it is that of the known tokens; where nothing is
+        known, it is uniform over all but the ids that are never sampled.
+        """
+        counts = self.zeros.scatter_add(1, self.right, (self.left == left[:, None]).float())
+        total = counts.sum(1, keepdim=True)
+        return torch.where(total > 0, counts / total, self.unigram)

@@ -30,8 +30,8 @@ def _mix_(x: torch.Tensor) -> torch.Tensor:
 
 
 def _keys(streams: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Keys [..., K] of streams [...] at positions [..., K], int64."""
-    return _mix_(_mix_(_mix_(streams)[..., None] + positions * _GOLDEN_GAMMA) + _GOLDEN_GAMMA)
+    """Keys [..., K] of mixed streams [...] at positions [..., K], int64."""
+    return _mix_(_mix_(streams[..., None] + positions * _GOLDEN_GAMMA) + _GOLDEN_GAMMA)
 
 
 class CounterRNG:
@@ -47,11 +47,12 @@ class CounterRNG:
 
     def keys(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
         """The random bits that numbers are made of: positions [B, K] int64 -> [B, K] int64."""
-        return _keys(self.seeds * _GOLDEN_GAMMA + (stream + 1), positions)
+        return _keys(_mix_(self.seeds * _GOLDEN_GAMMA + (stream + 1)), positions)
 
-    def uniform(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
-        """One number in [0, 1) for each position: [B, K] int64 -> [B, K] float64."""
-        return _shift_right(self.keys(positions, stream), 11).double() * 2.0**-53
+    def uniform(self, positions: torch.Tensor) -> torch.Tensor:
+        """Numbers in [0, 1) of all streams for each position: [B, K] int64 -> [streams, B, K] float64."""
+        keys = torch.stack([self.keys(positions, stream) for stream in range(STREAMS)])
+        return _shift_right(keys, 11).double() * 2.0**-53
 
     def gumbel(self, positions: torch.Tensor, vocab_size: int, stream: int) -> torch.Tensor:
         """Standard Gumbel noise for each position and token: [B, K] int64 -> [B, K, V] float32.
@@ -71,36 +72,35 @@ class CounterRNG:
 class TabledRNG(CounterRNG):
     """The same numbers, made once for all positions below `length`, so that a decoding step only looks them up.
 
-    seeds: [B] int64. table: [streams, B, length] int64, the bits by position. uniforms: [streams, B, length] float64.
-    tokens: [V] int64, as of `counters`. `fold_in` overwrites them, so that a recorded step finds them.
+    seeds: [B] int64, those of the numbers after these. table: [streams, B, length] int64, the bits by position.
+    uniforms: [streams, B, length] float64. tokens: [V] int64, as of `counters`. `fold_in` overwrites them, so that a
+    recorded step finds them.
     """
 
     def __init__(self, seeds: torch.Tensor, length: int, vocab_size: int):
         super().__init__(seeds)
         self.positions = torch.arange(length, device=seeds.device)[None]
-        self.streams = torch.arange(1, STREAMS + 1, device=seeds.device)[:, None]
+        self.streams = torch.arange(-1, STREAMS + 1, device=seeds.device)[:, None]  # the first is for the next seeds
         self.tokens = super().counters(vocab_size, seeds.device)
         self.table = torch.empty(STREAMS, len(seeds), length, dtype=torch.long, device=seeds.device)
         self.uniforms = torch.empty(self.table.shape, dtype=torch.double, device=seeds.device)
-        self._fill()
+        self.fold_in()
 
-    def _fill(self) -> None:
-        self.table.copy_(_keys(self.seeds * _GOLDEN_GAMMA + self.streams, self.positions))
+    def fold_in(self) -> None:
+        """New numbers for the same rows, derived from these."""
+        mixed = _mix_(self.seeds * _GOLDEN_GAMMA + self.streams)  # [streams + 2, B]
+        self.seeds.copy_(mixed[0])
+        self.table.copy_(_keys(mixed[2:], self.positions))
         self.uniforms.copy_(_shift_right(self.table, 11)).mul_(2.0**-53)
 
     def keys(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
         return self.table[stream].gather(1, positions)
 
-    def uniform(self, positions: torch.Tensor, stream: int) -> torch.Tensor:
-        return self.uniforms[stream].gather(1, positions)
+    def uniform(self, positions: torch.Tensor) -> torch.Tensor:
+        return self.uniforms.gather(2, positions.expand(STREAMS, -1, -1))
 
     def counters(self, vocab_size: int, device: torch.device) -> torch.Tensor:
         return self.tokens
-
-    def fold_in(self) -> None:
-        """New numbers for the same rows, derived from these."""
-        self.seeds.copy_(_mix_(self.seeds * _GOLDEN_GAMMA - 1))
-        self._fill()
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Drop all rows except `rows` [B'] (indices)."""
@@ -113,8 +113,8 @@ class GumbelSampler:
     For the positions [B, K] of a batch; noise: [B, K, V] float32.
     """
 
-    def __init__(self, rng: CounterRNG, positions: torch.Tensor, vocab_size: int, stream: int):
-        self.noise = rng.gumbel(positions, vocab_size, stream)
+    def __init__(self, rng: CounterRNG, positions: torch.Tensor, vocab_size: int):
+        self.noise = rng.gumbel(positions, vocab_size, TOKEN)
 
     def draw(self, log_probs: torch.Tensor, columns: slice = slice(None)) -> torch.Tensor:
         """Tokens [B, K'] int64 from log_probs [B, K', V], which are those of some columns of the K positions."""
@@ -124,15 +124,15 @@ class GumbelSampler:
 class InverseCDFSampler:
     """Draws tokens by inverting the cumulative distribution: one random number a position, not one a token.
 
-    For the positions [B, K] of a batch; uniform: [B, K] float64.
+    For the positions [B, K] of a batch; uniform: [streams, B, K] float64, for what comes after drawing, too.
     """
 
-    def __init__(self, rng: CounterRNG, positions: torch.Tensor, vocab_size: int, stream: int):
-        self.uniform = rng.uniform(positions, stream)
+    def __init__(self, rng: CounterRNG, positions: torch.Tensor, vocab_size: int):
+        self.uniform = rng.uniform(positions)
 
     def draw(self, log_probs: torch.Tensor, columns: slice = slice(None)) -> torch.Tensor:
         """As in `GumbelSampler`."""
-        return inverse_cdf(log_probs.exp(), self.uniform[:, columns])
+        return inverse_cdf(log_probs.exp(), self.uniform[TOKEN][:, columns])
 
 
 TokenSampler = GumbelSampler | InverseCDFSampler

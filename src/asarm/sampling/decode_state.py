@@ -18,7 +18,7 @@ from asarm.models.compiled import CompiledModel, DecodingModel, rounded
 from asarm.models.kv_cache import read_equal_prompts_once
 from asarm.models.rank_order import rank_order
 from asarm.sampling.config import SamplerConfig
-from asarm.sampling.counter_rng import TOKEN, GumbelSampler, InverseCDFSampler, TabledRNG, TokenSampler
+from asarm.sampling.counter_rng import GumbelSampler, InverseCDFSampler, TabledRNG, TokenSampler
 from asarm.sampling.result import Evaluations, SampleResult, TraceOption, new_traces, one_evaluation, record_steps
 from asarm.sampling.verification import VERIFICATION_RULES, DraftWindow, Verdict
 from asarm.tokenization.batch import InfillBatch
@@ -115,7 +115,7 @@ class DecodeState:
 
     def run(
         self,
-        step: Callable[["DecodeState"], torch.Tensor],
+        step: Callable[..., torch.Tensor],
         most: int,
         evaluations: Evaluations = one_evaluation,
     ) -> SampleResult:
@@ -222,19 +222,14 @@ class DecodeState:
     def token_sampler(self, positions: torch.Tensor) -> TokenSampler:
         """What drafts for these positions [B, K] must be drawn with, for the verification rule to be exact."""
         kind = GumbelSampler if self.config.coupling == "gumbel" else InverseCDFSampler
-        return kind(self.rng, positions, self.model.config.vocab_size, TOKEN)
+        return kind(self.rng, positions, self.model.config.vocab_size)
 
     def write_drafts(self, ranks: torch.Tensor, tokens: torch.Tensor) -> None:
         """Put tokens [B, K] at ranks [B, K], where later queries see them. Nothing is decided yet."""
         self.tokens.scatter_(1, ranks, tokens)
 
     def draft_window(
-        self,
-        tokens: torch.Tensor,
-        size: torch.Tensor,
-        log_q: torch.Tensor,
-        positions: torch.Tensor,
-        sampler: TokenSampler,
+        self, tokens: torch.Tensor, size: torch.Tensor, log_q: torch.Tensor, sampler: TokenSampler
     ) -> DraftWindow:
         """The window of drafts for the next ranks. A draft that ends a gap before its last rank is the last of its row:
         the rest of the gap is not there to be verified."""
@@ -242,12 +237,12 @@ class DecodeState:
             ranks = self.next_ranks(tokens.shape[1])  # [B, K]
             ends = ((tokens == self.gap_end) & self.may_end.gather(1, ranks) & (self.rest.gather(1, ranks) > 0)).long()
             size = size.minimum((ends.cumsum(1) - ends == 0).sum(1))
-        return DraftWindow(tokens, size, log_q, positions, sampler)
+        return DraftWindow(tokens, size, log_q, sampler)
 
     def verify(self, window: DraftWindow, log_p: torch.Tensor) -> Verdict:
         """Apply the verification rule of the config, see `asarm.sampling.verification`: accepted and next tokens."""
         rule = VERIFICATION_RULES[self.config.coupling]
-        verdict = rule(window, log_p, self.rng, self.config.tolerance)
+        verdict = rule(window, log_p, self.config.tolerance)
         if self.config.coupling == "block":  # whose numbers must not be used twice
             self.rng.fold_in()
         return verdict
@@ -271,8 +266,9 @@ class DecodeState:
         Returns the outcome for `look`, [3 or 4, B] int64: sizes, accepted drafts, ranks that remain, and, if any row
         has gaps of unknown length, ranks that were taken out.
         """
-        added = accepted < self.remaining.clamp(max=columns)  # [B] bool
+        end = self.total if columns > drafts.shape[1] else self.total.minimum(self.decoded + columns)
         kept = self.decoded.add_(accepted)  # [B], now the rank of the next token
+        added = kept < end  # [B] bool
         if self.has_open_gaps:
             added &= ~((accepted > 0) & (self._rest_of_ended_gap() > 0))
         self.write_drafts(kept[:, None], next_tokens[:, None])  # where it is not added, the rank is not decided

@@ -11,9 +11,9 @@ Shapes: B rows, W drafts in the window, K = W + 1 verified columns (the drafts a
 queries, E width of states, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
-from asarm.sampling.result import SampleResult, TraceOption
-from asarm.sampling.verification import DraftWindow
+from asarm.sampling.result import Evaluations, SampleResult, TraceOption, one_evaluation
+from asarm.sampling.verification import DraftWindow, at_column
 from asarm.tokenization.batch import InfillBatch
 
 
@@ -100,16 +100,12 @@ def sample_fused(
 
     policy: lengths of windows; without one they have config.k drafts.
     """
-    decoding = FusedDecoding(model, batch, config, seeds, trace, policy or FixedWindow(config.k), allowed)
-    while decoding.state.unfinished:
-        for _ in range(decoding.state.steps_before_look(decoding.policy.k + 1)):
-            decoding.step()
-        decoding.look()
-    return decoding.state.result
+    policy = policy or FixedWindow(config.k)
+    return FusedDecoding(model, batch, config, seeds, trace, policy, allowed).run(fused_step, policy.max_k + 1)
 
 
-class FusedDecoding:
-    """The loop of steps, and the shapes that it chooses for them."""
+class FusedDecoding(DecodeState):
+    """A state with what the next window is drafted from, and the shapes that are chosen for its steps."""
 
     def __init__(
         self,
@@ -121,101 +117,106 @@ class FusedDecoding:
         policy: WindowPolicy,
         allowed: torch.Tensor | None = None,
     ):
-        self.policy, longest = policy, policy.max_k
-        self.state = DecodeState(model, batch, config, seeds, trace, longest, 2 * longest + 1, allowed)
-        self.window = NextWindow(self.state, longest)
-        self.state.add_rows(self.window)
+        longest = policy.max_k
+        super().__init__(model, batch, config, seeds, trace, longest, 2 * longest + 1, allowed)
+        self.policy, self.window = policy, NextWindow(self, longest)
+        self.add_rows(self.window)
         self.prepared = 0  # drafts of the next window
 
-    def step(self) -> None:
-        """One step."""
+    def step(self, step: Callable[..., torch.Tensor], *arguments: Any) -> None:
+        """As in `DecodeState`, with a shape."""
         shape = self.shape()
-        self.state.step(fused_step, self.window, shape)
+        super().step(step, shape, *arguments)
         self.prepared = shape.prepared
 
-    def look(self) -> None:
-        """See what came of the steps since the last look, see `DecodeState.look`."""
-        for size, accepted in self.state.look():
+    def look(self, evaluations: Evaluations = one_evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As in `DecodeState`. The policy sees the outcomes, too."""
+        steps = super().look(evaluations)
+        for size, accepted in steps:
             self.policy.update(size, accepted)
+        return steps
 
     def shape(self) -> Shape:
         """The shape of the next step. Where values can be seen nothing is asked for that no row has ranks for."""
-        state, drafts, prepared = self.state, self.prepared, self.policy.k
-        if state.sees_values:
-            drafts, prepared = min(drafts, state.longest), max(0, min(prepared, state.longest - 1))
-        if not drafts_by_recurrent_head(state):
+        drafts, prepared = self.prepared, self.policy.k
+        if self.sees_values:
+            drafts, prepared = min(drafts, self.longest), max(0, min(prepared, self.longest - 1))
+        if not drafts_by_recurrent_head(self):
             return Shape(drafts, prepared, ())
-        apart = without_left(state, drafts + prepared if prepared else 0)
+        apart = without_left(self, drafts + prepared if prepared else 0)
         return Shape(drafts, prepared, tuple(index for index, is_apart in enumerate(apart) if is_apart))
 
 
-def fused_step(state: DecodeState, window: NextWindow, shape: Shape) -> torch.Tensor:
+def fused_step(state: FusedDecoding, shape: Shape) -> torch.Tensor:
     """Draft, verify and commit a window, and prepare the next one: an outcome of `DecodeState.commit`."""
     ranks = state.next_ranks(shape.columns)  # [B, K]
-    drafted = _draft(state, window, shape, ranks)
-    states = _evaluate(state, drafted.size, shape, ranks)  # [B, K + Q, E]
-    log_p = state.log_probs(states[:, : shape.columns], ranks)  # [B, K, V]
-    accepted, next_tokens = state.verify(drafted, log_p)  # [B] each
-    _prepare(state, window, shape, states, accepted)
+    drafted = _draft(state, shape, ranks)
+    verifying, drafting = _evaluate(state, drafted.size, shape, ranks)
+    accepted, next_tokens = state.verify(drafted, state.log_probs(verifying, ranks))  # [B] each
+    _prepare(state, shape, verifying, drafting, accepted)
     outcome = state.commit(drafted.tokens, drafted.size, accepted, next_tokens, shape.columns)
-    window.size.copy_(outcome[2].clamp(max=shape.prepared))
+    size = state.window.size
+    torch.clamp(outcome[2], max=shape.prepared, out=size)
     if state.has_open_gaps:  # what was prepared for the ranks after the end of a gap is for none that are left
-        window.size.masked_fill_(outcome[3] > 0, 0)
+        size.masked_fill_(outcome[3] > 0, 0)
     return outcome
 
 
-def _draft(state: DecodeState, window: NextWindow, shape: Shape, ranks: torch.Tensor) -> DraftWindow:
+def _draft(state: FusedDecoding, shape: Shape, ranks: torch.Tensor) -> DraftWindow:
     """Draw the drafts of the window, ranks [B, K], and write them to the state. The last column never has a draft."""
-    positions = state.positions.gather(1, ranks)
-    sampler = state.token_sampler(positions)
+    sampler = state.token_sampler(state.positions.gather(1, ranks))
     ranks = ranks[:, : shape.drafts]
-    states = window.states[:, : shape.drafts]
+    states = state.window.states[:, : shape.drafts]
     if drafts_by_head(state):
-        tokens, log_q = draft_by_head(state, sampler, ranks, states, window.previous)
+        tokens, log_q = draft_by_head(state, sampler, ranks, states, state.window.previous)
     else:
         log_q = state.draft_log_probs(states, ranks)
         tokens = sampler.draw(log_q, slice(shape.drafts))
         state.write_drafts(ranks, tokens)
-    return state.draft_window(tokens, window.size, log_q, positions, sampler)
+    return state.draft_window(tokens, state.window.size, log_q, sampler)
 
 
-def _evaluate(state: DecodeState, size: torch.Tensor, shape: Shape, verifying: torch.Tensor) -> torch.Tensor:
-    """The function evaluation of a step: final states [B, K + Q, E].
+def _evaluate(
+    state: FusedDecoding, size: torch.Tensor, shape: Shape, ranks: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The function evaluation of a step: final states of the verifying queries [B, K, E] and of the drafting queries.
 
-    The first K verify the columns of the window, ranks [B, K]. Then come the drafting queries: for each number a of
-    accepted drafts those of the window after it; of a recurrent head those of `asked`, which serve all a.
+    The former are for the columns of the window, ranks [B, K]; the latter, [B, K, prepared, E], for each number of
+    accepted drafts those of the window after it; of a recurrent head, [B, Q, E], those of `asked`, which serve all.
     """
-    ranks = contexts = verifying
+    content_length, count = state.decoded + size, state.uncached + shape.drafts
     if drafts_by_recurrent_head(state):
-        if shape.asked:
-            ranks = torch.cat((ranks, *(state.decoded[:, None] + 1 + index for index in shape.asked)), dim=1)
-            contexts = torch.cat((contexts, verifying[:, :1].expand(-1, len(shape.asked))), dim=1)
-    elif shape.prepared:
-        after = verifying[:, :, None].expand(-1, -1, shape.prepared)  # [B, K, prepared], contexts
-        ranks = torch.cat((ranks, (after + state.columns[1 : shape.prepared + 1]).flatten(1)), dim=1)
-        contexts = torch.cat((contexts, after.flatten(1)), dim=1)
-    return state.query_states(state.decoded + size, ranks, contexts, state.uncached + shape.drafts)
+        asked = state.decoded[:, None] + 1 + _asked(state, shape)
+        contexts = torch.cat((ranks, ranks[:, :1].expand_as(asked)), dim=1)
+        states = state.query_states(content_length, torch.cat((ranks, asked), dim=1), contexts, count)
+        return states[:, : shape.columns], states[:, shape.columns :]
+    contexts = ranks[:, :, None]
+    ranks = contexts + state.columns[: shape.prepared + 1]  # [B, K, 1 + prepared]
+    contexts = contexts.expand_as(ranks)
+    states = state.query_states(content_length, ranks.flatten(1), contexts.flatten(1), count)
+    states = states.unflatten(1, ranks.shape[1:])
+    return states[:, :, 0], states[:, :, 1:]
+
+
+def _asked(state: FusedDecoding, shape: Shape) -> torch.Tensor:
+    """`Shape.asked` as a tensor [Q] int64."""
+    count = len(shape.asked)
+    if 0 < count < shape.drafts + shape.prepared:  # on a CPU only, where values can be seen
+        return torch.tensor(shape.asked)
+    return state.columns[:count]
 
 
 def _prepare(
-    state: DecodeState, window: NextWindow, shape: Shape, states: torch.Tensor, accepted: torch.Tensor
+    state: FusedDecoding, shape: Shape, verifying: torch.Tensor, drafting: torch.Tensor, accepted: torch.Tensor
 ) -> None:
-    """Keep of the states [B, K + Q, E] of an evaluation those that the actual outcome needs: accepted [B] drafts."""
-    rows = torch.arange(len(accepted), device=accepted.device)
+    """Keep of the states that `_evaluate` returned those that the actual outcome needs: accepted [B] drafts."""
+    window = state.window
     if drafts_by_head(state):
-        window.previous.copy_(states[rows, accepted][:, None])
-    if shape.prepared == 0:
-        return
-    queries = state.columns[shape.columns : shape.columns + shape.prepared]
+        window.previous.copy_(at_column(verifying, accepted)[:, None])
     if not drafts_by_recurrent_head(state):
-        index = accepted[:, None] * shape.prepared + queries  # [B, prepared]
-    elif len(shape.asked) == shape.drafts + shape.prepared:
-        index = accepted[:, None] + queries
+        window.states[:, : shape.prepared] = at_column(drafting, accepted)
     elif shape.asked:
         index = accepted[:, None] + state.columns[: shape.prepared]
-        asked = torch.tensor(shape.asked)
         # Ranks that are not asked for need no query: any state will do.
-        index = shape.columns + torch.searchsorted(asked, index).clamp(max=len(asked) - 1)
-    else:
-        return
-    window.states[:, : shape.prepared] = states[rows[:, None], index]
+        index = torch.searchsorted(_asked(state, shape), index).clamp(max=len(shape.asked) - 1)
+        window.states[:, : shape.prepared] = drafting.gather(1, index[..., None].expand(-1, -1, drafting.shape[2]))

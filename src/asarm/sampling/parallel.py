@@ -64,7 +64,7 @@ def _assign_steps(target: torch.Tensor, steps: torch.Tensor, rng: CounterRNG) ->
     The targets of a row are shuffled and cut into as many shares, equal but for rounding.
     """
     positions = torch.arange(target.shape[1], device=target.device).expand_as(target)
-    shuffled = rng.uniform(positions, VERDICT).masked_fill(~target, 2.0).argsort(1).argsort(1)  # [B, N], targets first
+    shuffled = rng.uniform(positions)[VERDICT].masked_fill(~target, 2.0).argsort(1).argsort(1)  # [B, N], targets first
     return torch.where(target, shuffled * steps[:, None] // target.sum(1, keepdim=True), -1)
 
 

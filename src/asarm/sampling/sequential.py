@@ -6,7 +6,7 @@ import torch
 
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
-from asarm.sampling.counter_rng import TOKEN, GumbelSampler
+from asarm.sampling.counter_rng import GumbelSampler
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.result import SampleResult, TraceOption
 from asarm.tokenization.batch import InfillBatch
@@ -29,7 +29,7 @@ def sequential_step(state: DecodeState) -> torch.Tensor:
     """Decide one token of each row: an outcome of `DecodeState.commit`."""
     ranks = state.next_ranks(1)  # [B, 1]
     log_p = state.query_log_probs(state.decoded, ranks, ranks, state.uncached)  # [B, 1, V]
-    sampler = GumbelSampler(state.rng, state.positions.gather(1, ranks), log_p.shape[-1], TOKEN)
+    sampler = GumbelSampler(state.rng, state.positions.gather(1, ranks), log_p.shape[-1])
     tokens = sampler.draw(log_p)  # [B, 1]
     none = torch.zeros_like(state.decoded)  # [B], drafts
-    return state.commit(tokens, none, none, tokens[:, 0], columns=1)
+    return state.commit(tokens[:, :0], none, none, tokens[:, 0], columns=1)

@@ -2,13 +2,14 @@
 
 Every rule returns tokens with exactly the target distribution, whatever distributions the drafts were drawn from.
 
-    accepted, next_tokens = rule(window, log_p, rng, tolerance)
+    accepted, next_tokens = rule(window, log_p, tolerance)
 
 window: the drafts. log_p: [B, K, V] float32, target log-probs at the window's positions, each given all tokens before.
 tolerance: of `residual` only. accepted: [B] int64, how many of the first drafts are kept. next_tokens: [B] int64, the
 token after those, ignored where all K columns were accepted.
 
-Shapes: B rows, W drafts of the window, K verified columns (W, or one more), V vocabulary.
+Shapes: B rows, W drafts of the window, K verified columns (W, or one more, which never has a draft: the token after all
+drafts is drawn from the target), V vocabulary.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from asarm.sampling.counter_rng import REPLACEMENT, VERDICT, CounterRNG, TokenSampler, inverse_cdf
+from asarm.sampling.counter_rng import REPLACEMENT, VERDICT, InverseCDFSampler, TokenSampler, inverse_cdf
 
 
 @dataclass
@@ -26,21 +27,19 @@ class DraftWindow:
 
     tokens: [B, W] int64. Only the first size [B] (int64) of a row are drafts; tokens after them are ignored.
     log_q: [B, W, V] float32, log-probs of the distribution that each draft was drawn from, given all tokens before.
-    positions: [B, K] int64, of the tokens in their sequence. Where K is W + 1 the last column never has a draft: if all
-        drafts are accepted, the next token is drawn from the target.
-    sampler: what the drafts were drawn with.
+    sampler: what the drafts were drawn with, for all K columns.
     """
 
     tokens: torch.Tensor
     size: torch.Tensor
     log_q: torch.Tensor
-    positions: torch.Tensor
     sampler: TokenSampler
 
     @property
-    def columns(self) -> int:
-        """K."""
-        return self.positions.shape[1]
+    def uniform(self) -> torch.Tensor:
+        """Random numbers [streams, B, K] of drafts that were drawn with an `InverseCDFSampler`."""
+        assert isinstance(self.sampler, InverseCDFSampler)
+        return self.sampler.uniform
 
     def log_ratio(self, log_p: torch.Tensor) -> torch.Tensor:
         """log p / q of the drafts [B, W]; past a row's size, anything."""
@@ -51,27 +50,25 @@ class DraftWindow:
 Verdict = tuple[torch.Tensor, torch.Tensor]  # accepted [B], next_tokens [B]
 
 
-def residual(window: DraftWindow, log_p: torch.Tensor, rng: CounterRNG, tolerance: float) -> Verdict:
+def residual(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict:
     """Accept with min(1, p / q), else draw from normalise(max(0, p - q)) (speculative sampling, arXiv 2211.17192).
 
     tolerance: accept with min(1, p / q + tolerance) instead; exact at 0 only.
     """
     drafts = window.tokens.shape[1]
     if drafts == 0:
-        return window.size, _draw_replacement(log_p[:, 0].exp(), window, window.size, rng)
+        return _draw_first(window, log_p)
     chance = window.log_ratio(log_p[:, :drafts]).exp_()
     if tolerance > 0:
         chance += tolerance
-    accepted = _count_leading(rng.uniform(window.positions[:, :drafts], VERDICT) < chance, window.size)
-    p = _at_column(log_p, accepted).exp()  # [B, V]
-    q = _at_column(window.log_q, accepted).exp_().mul_((accepted < window.size)[:, None])
-    rest = (p - q).clamp_(min=0)
-    # Where nothing is left, p and q differ by rounding only.
-    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)
-    return accepted, _draw_replacement(rest, window, accepted, rng)
+    accepted = _count_leading(window.uniform[VERDICT, :, :drafts] < chance, window.size)
+    rejected, column = _next_columns(window, log_p, accepted)
+    p = at_column(log_p, column).exp_()  # [B, V]
+    rest = (p - at_column(window.log_q, rejected).exp_()).clamp_(min=0)
+    return accepted, _draw_next(window, accepted, column, p, rest)
 
 
-def block(window: DraftWindow, log_p: torch.Tensor, rng: CounterRNG, tolerance: float) -> Verdict:
+def block(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict:
     """Accept the longest prefix of the drafts that passes, even if a shorter one does not (block verification,
     arXiv 2403.10444). On average this accepts at least as many as `residual`, and as many as any exact rule that sees
     a single path of drafts.
@@ -83,25 +80,25 @@ def block(window: DraftWindow, log_p: torch.Tensor, rng: CounterRNG, tolerance: 
     Whether a prefix passes depends on drafts that may then be discarded, so that their random numbers must not be used
     again: see `TabledRNG.fold_in`.
     """
-    drafts, columns = window.tokens.shape[1], window.columns
-    has_draft = torch.arange(columns, device=window.size.device) < window.size[:, None]  # [B, K]
-    ratio = F.pad(window.log_ratio(log_p[:, :drafts]), (0, columns - drafts)).where(has_draft, 0.0)
-    walk = F.pad(ratio.cumsum(1), (1, 0))  # [B, K + 1]
-    weight = (walk - walk.cummax(1).values).exp()  # [B, K + 1], w_0 .. w_K
-    q = F.pad(window.log_q.exp(), (0, 0, 0, columns - drafts)).masked_fill(~has_draft[..., None], 0.0)
-    rest = (weight[:, :-1, None] * log_p.exp() - q).clamp(min=0)  # [B, K, V], after 0 .. K - 1 drafts
-    # Columns without a draft: q is 0, so that the sum is w_i, here without rounding. After the last column: w_K.
-    mass = F.pad(torch.where(has_draft, rest.sum(-1), weight[:, :-1]), (0, 1))
-    mass[:, -1] = weight[:, -1]
-    chance = torch.where(weight < 1, mass / (mass + 1 - weight), 1.0)[:, 1:]  # [B, K], of the first 1 .. K drafts
-    passed = (rng.uniform(window.positions, VERDICT) < chance) & has_draft
-    accepted = (passed * torch.arange(1, passed.shape[1] + 1, device=passed.device)).amax(1)
-    rest, p = _at_column(rest, accepted), _at_column(log_p, accepted).exp()
-    rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)  # where nothing is left p and q differ by rounding only
-    return accepted, _draw_replacement(rest, window, accepted, rng)
+    drafts = window.tokens.shape[1]
+    if drafts == 0:
+        return _draw_first(window, log_p)
+    number = torch.arange(1, drafts + 1, device=log_p.device)
+    is_draft = number <= window.size[:, None]  # [B, W]
+    walk = F.pad(torch.where(is_draft, window.log_ratio(log_p[:, :drafts]), 0.0).cumsum(1), (1, 0))  # [B, W + 1]
+    weight = (walk - walk.cummax(1).values).exp_()  # [B, W + 1], w_0 .. w_W
+    rest = (weight[:, :-1, None] * log_p[:, :drafts].exp() - window.log_q.exp()).clamp_(min=0)  # [B, W, V]
+    # s_0 .. s_{W - 1}; in columns without a draft q is 0, so that it is w_i, here without rounding
+    mass = torch.where(is_draft, rest.sum(-1), weight[:, :-1])
+    mass, weight = torch.cat((mass[:, 1:], weight[:, -1:]), dim=1), weight[:, 1:]  # after 1 .. W drafts
+    chance = torch.where(weight < 1, mass / (mass + 1 - weight), 1.0)
+    accepted = (number * ((window.uniform[VERDICT, :, :drafts] < chance) & is_draft)).amax(1)
+    rejected, column = _next_columns(window, log_p, accepted)
+    p = at_column(log_p, column).exp_()  # [B, V]
+    return accepted, _draw_next(window, accepted, column, p, at_column(rest, rejected))
 
 
-def gumbel(window: DraftWindow, log_p: torch.Tensor, rng: CounterRNG, tolerance: float) -> Verdict:
+def gumbel(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict:
     """Accept while the target chooses the same token with the same noise, else take its token (arXiv 2408.07978).
 
     For drafts drawn with `GumbelSampler`. The result is that of the sequential sampler with the same seed, token for
@@ -109,11 +106,11 @@ def gumbel(window: DraftWindow, log_p: torch.Tensor, rng: CounterRNG, tolerance:
     """
     choices = window.sampler.draw(log_p)  # [B, K]
     accepted = _count_leading(choices[:, : window.tokens.shape[1]] == window.tokens, window.size)
-    return accepted, _at_column(choices, accepted)
+    return accepted, at_column(choices, accepted.clamp(max=choices.shape[1] - 1))
 
 
 # By the value of `SamplerConfig.coupling`.
-VERIFICATION_RULES: dict[str, Callable[[DraftWindow, torch.Tensor, CounterRNG, float], Verdict]] = {
+VERIFICATION_RULES: dict[str, Callable[[DraftWindow, torch.Tensor, float], Verdict]] = {
     "residual": residual,
     "block": block,
     "gumbel": gumbel,
@@ -122,17 +119,38 @@ VERIFICATION_RULES: dict[str, Callable[[DraftWindow, torch.Tensor, CounterRNG, f
 
 def _count_leading(accept: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     """How many of the first size [B] columns come before the first false one: accept [B, W] bool -> [B] int64."""
-    return accept.cumprod(1, dtype=torch.long).sum(1).minimum(size)
+    columns = torch.arange(accept.shape[1], device=accept.device)
+    return torch.where(accept, size[:, None], columns).amin(1) if len(columns) else size
 
 
-def _at_column(values: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """values [B, K, ...] at one column [B] a row (the last one where it is past the end): a copy [B, ...]."""
-    return values[torch.arange(len(values), device=values.device), column.clamp(max=values.shape[1] - 1)]
+def at_column(values: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """values [B, K, ...] at one column [B] a row: a copy [B, ...]."""
+    rest = values.shape[2:]
+    return values.gather(1, column.view(-1, 1, *[1] * len(rest)).expand(-1, 1, *rest))[:, 0]
 
 
-def _draw_replacement(
-    weights: torch.Tensor, window: DraftWindow, accepted: torch.Tensor, rng: CounterRNG
+def _next_columns(
+    window: DraftWindow, log_p: torch.Tensor, accepted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """After the accepted [B] drafts: the column of the next draft, and that of the next token, [B] int64 each.
+
+    Where there is none, it is the last one.
+    """
+    drafts = window.tokens.shape[1]
+    of_draft = accepted.clamp(max=drafts - 1)
+    return of_draft, accepted if log_p.shape[1] > drafts else of_draft
+
+
+def _draw_first(window: DraftWindow, log_p: torch.Tensor) -> Verdict:
+    """The verdict on a window without drafts, from log_p [B, 1, V]."""
+    return window.size, inverse_cdf(log_p[:, 0].exp(), window.uniform[REPLACEMENT, :, 0])
+
+
+def _draw_next(
+    window: DraftWindow, accepted: torch.Tensor, column: torch.Tensor, p: torch.Tensor, rest: torch.Tensor
 ) -> torch.Tensor:
-    """The tokens [B] after the accepted [B] drafts, drawn with weights [B, V] (not normalised)."""
-    position = _at_column(window.positions, accepted)[:, None]
-    return inverse_cdf(weights, rng.uniform(position, REPLACEMENT)[:, 0])
+    """The tokens [B] at column [B], after the accepted [B] drafts: where one was rejected with weights rest [B, V] (not
+    normalised), elsewhere from p [B, V]."""
+    is_rejected = (accepted < window.size) & (rest.sum(-1) > 0)  # where nothing is left p and q differ by rounding only
+    weights = torch.where(is_rejected[:, None], rest, p)
+    return inverse_cdf(weights, at_column(window.uniform[REPLACEMENT], column))

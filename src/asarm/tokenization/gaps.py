@@ -46,7 +46,11 @@ def split_gaps(text: str) -> tuple[list[str], list[str]]:
 
 
 def escape_gaps(text: str) -> str:
-    """The text such that it means itself where gaps are read: `split_gaps` finds none in it, and gives the text."""
+    """The text such that it means itself where gaps are read: `split_gaps` finds none in it, and gives the text.
+
+    If a gap is to follow it, double the backslashes at its end; if one comes before, write a backslash before digits
+    that it begins with.
+    """
     return re.sub(r"(\\*)(_{3,})", r"\1\1\\\2", text)
 
 

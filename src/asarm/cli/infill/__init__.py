@@ -2,7 +2,7 @@ r"""Fill the gaps of a text: `python -m asarm infill "Once upon a time ___ lived
 
 `___` is a gap; a number right after it gives its length in tokens. Several gaps are filled together. Without a number
 the model chooses the length, if it can, and else it is --gap_tokens. Underscores that are no gap are written `\___`,
-and a digit right after a gap that is none of its number `___\5`.
+a digit right after a gap that is none of its number `___\5`, and a backslash right before a gap `\\___`.
 
 --file fills a file: plain text as one text (with --lines each line is one), the field `text` of JSON lines, CSV or
 parquet row by row. --output adds a JSON line a text, and goes on with what an interrupted run has left.
