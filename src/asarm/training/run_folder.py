@@ -11,9 +11,10 @@ from asarm.utils.provenance import provenance
 
 # Settings that a resumed run may change: they do not affect the weights.
 MAY_CHANGE = {
-    "output_dir", "cache_dir", "num_workers", "gradient_accumulation_steps", "gradient_checkpointing", "torch_compile",
-    "eval_steps", "eval_blocks", "eval_decodings", "save_steps", "save_total_limit", "logging_steps", "report_to",
-    "perplexity_model", "tracker_project", "tracker_run", "resume", "dry_run",
+    "output_dir", "cache_dir", "num_workers", "preprocessing_num_workers", "gradient_accumulation_steps",
+    "gradient_checkpointing", "torch_compile", "eval_steps", "eval_blocks", "eval_decodings", "save_steps",
+    "save_total_limit", "logging_steps", "report_to", "perplexity_model", "tracker_project", "tracker_run",
+    "resume", "dry_run",
 }  # fmt: skip
 # Settings that were added later, with the values that earlier runs had.
 ADDED = {
