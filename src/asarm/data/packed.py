@@ -61,9 +61,12 @@ def _digest(files: list[Path], config: CorpusConfig, codec: TextCodec, threads: 
     special = (codec.document_end(config.document_end), codec.mask_token_id)  # which the tokenizer's text does not name
     total = hashlib.sha256(repr(settings + special).encode())
     total.update(codec.tokenizer.backend_tokenizer.to_str().encode())
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         for path, digest in zip(files, pool.map(_digest_of, files), strict=True):
             total.update(repr((path.suffixes, config.names(path))).encode() + digest.encode())
+    finally:
+        pool.shutdown(cancel_futures=True)
     return total.hexdigest()[:32]
 
 
