@@ -60,7 +60,14 @@ def test_unknown_names():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--vocab_size", "-5"), ("--seed", "-1"), ("--seed", str(2**32)), ("--num_workers", "-1")]
+    ("option", "value"),
+    [
+        ("--vocab_size", "-5"),
+        ("--seed", "-1"),
+        ("--seed", str(2**32)),
+        ("--num_workers", "-1"),
+        ("--preprocessing_num_workers", "-1"),
+    ],
 )
 def test_numbers_that_cannot_be_are_named(option, value):
     with pytest.raises(InputError, match=f"{option[2:]} must be .* not {value}"):

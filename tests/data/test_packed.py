@@ -93,7 +93,7 @@ def test_the_corpus_is_tokenised_once(tmp_path, codec, monkeypatch):
 def test_an_interrupted_tokenisation_leaves_nothing_that_counts(tmp_path, codec, monkeypatch):
     (tmp_path / "a.txt").write_text(PROSE)
     with monkeypatch.context() as patch:
-        patch.setattr(codec, "encode", lambda text: [][0])
+        patch.setattr(codec, "encode_batch", lambda texts: [][0])
         with pytest.raises(IndexError):
             local(tmp_path, codec, tmp_path / "a.txt")
     assert len(local(tmp_path, codec, tmp_path / "a.txt")[0])
@@ -207,7 +207,7 @@ def test_a_line_of_200_megabytes_takes_little_memory(tmp_path, kind):
     script = f"""
 import resource
 from pathlib import Path
-from asarm.data.packed import token_ids
+from asarm.data.preprocessing import token_ids
 from asarm.data.readers import documents
 class Codec:
     def reserved(self):

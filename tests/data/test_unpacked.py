@@ -25,6 +25,9 @@ class Numbers:
     def encode(self, text):
         return [int(word) + 3 for word in text.split()]
 
+    def encode_batch(self, texts):
+        return [self.encode(text) for text in texts]
+
     def reserved(self):
         return [2]
 

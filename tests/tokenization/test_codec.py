@@ -90,6 +90,12 @@ def test_white_space_is_written_as_tokens_and_all_else_is_left_to_the_tokenizer(
     assert codec.write_white_space(written) == written
 
 
+def test_a_batch_is_encoded_as_its_texts_are(codec):
+    texts = [FUNCTION, MAKEFILE, "", "a <mask>  b", MAKEFILE * 3]
+    assert codec.encode_batch(texts) == [codec.encode(text) for text in texts]
+    assert codec.encode_batch([]) == []
+
+
 def test_the_tokens_are_those_of_the_tokenizer(codec):
     ids = codec.encode("a\n\t    b")
     assert codec.tokenizer.convert_ids_to_tokens(ids)[1:5] == ["<cls>", "<sep>", "<unk>", "<unk>"]

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from asarm.data.packed import token_ids
+from asarm.data.preprocessing import token_ids
 from asarm.evals.decoding.config import JOINED
 from asarm.evals.decoding.texts import token_stream
 from asarm.evals.language.likelihood import encode_pair

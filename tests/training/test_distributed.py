@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,9 +13,15 @@ import psutil
 import pytest
 import torch
 
+from asarm.cli.train import parse_arguments
+from asarm.models.load import load
+from asarm.training import distributed
+from asarm.training.distributed import fsdp_plugin
+from asarm.training.trainer import Trainer
+from asarm.utils.errors import InputError
 from asarm.utils.folder_lock import locked
 from support.llama import save_llama
-from support.training import PROSE, steps, weights
+from support.training import PROSE, run_config, steps, weights
 
 OPTIONS = {
     "block_size": 32, "max_steps": 20, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 5,
@@ -33,10 +40,12 @@ def free_port():
 ONE = [sys.executable, "-m", "asarm"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "asarm"]
 # Its launcher of GPUs is the one that starts several processes; with none there they run on the CPU.
-ACCELERATE = [
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-    "--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}", "--module", "asarm",
+LAUNCH = [
+    sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+    "--dynamo_backend=no", f"--main_process_port={free_port()}",
 ]  # fmt: skip
+ACCELERATE = [*LAUNCH, "--multi_gpu", "--module", "asarm"]
+ACCELERATE_FSDP = [*LAUNCH, "--use_fsdp", "--fsdp_version=2", "--module", "asarm"]
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +92,13 @@ def train(*arguments, env=None, **changes):
     return done
 
 
+def train_here(*arguments, **changes):
+    """Train in this process. Returns the trainer, after its run."""
+    trainer = Trainer(parse_arguments(command([], *arguments, **changes)[1:]))
+    trainer.run()
+    return trainer
+
+
 def curve(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     return torch.tensor([[line["joint"], line["draft"]] for line in lines if "joint" in line])
@@ -126,6 +142,27 @@ def test_two_processes_give_the_curve_of_one(sources, single, tmp_path, launcher
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes(sources, single, tmp_path):
+    """From one to two and back, at steps at which the readers of the stream are in the middle of what they read."""
+    run, expected = tmp_path / "run", curve(single("stream"))
+    shutil.copytree(single("stream"), run)
+
+    def back_to_step(step):
+        for path in [run / "model", *(run / f"checkpoint-{later:06d}" for later in steps(run) if later > step)]:
+            shutil.rmtree(path)
+
+    back_to_step(10)
+    done = train(TORCHRUN, sources, run, "stream", gradient_accumulation_steps=2, save_steps=5)
+    assert "resumed at step 10" in done.stderr
+    back_to_step(15)
+    assert train_here(sources, run, "stream", gradient_accumulation_steps=4).resumed.name == "checkpoint-000015"
+    difference = (curve(run) - expected).abs().max()
+    print(f"largest difference of the losses: {difference:.2g}")
+    assert len(curve(run)) == 20
+    assert difference < 1e-5
+
+
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_in_one_process_and_back(sources, single, tmp_path):
     """FSDP on two processes saves; one process goes on from there; its checkpoint goes on sharded."""
     run, env = tmp_path / "run", environment(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
@@ -153,16 +190,47 @@ def test_a_sharded_run_goes_on_in_one_process_and_back(sources, single, tmp_path
 
 
 @pytest.mark.slow
+def test_a_sharded_llama_in_bfloat16(sources, tmp_path):
+    """Its input and output layers are one. What is computed in bfloat16, and what not, is as in one process."""
+    options = {"init_from": sources / "llama", "bf16": True, "max_steps": 4, "eval_decodings": 0}
+    train_here(sources, tmp_path / "one", gradient_accumulation_steps=4, **options)
+    train(ACCELERATE_FSDP, sources, tmp_path / "two", gradient_accumulation_steps=2, **options)
+    one, two = (curve(tmp_path / name) for name in ("one", "two"))
+    difference = (one - two).abs().max()
+    print(f"largest difference of the losses: {difference:.2g}")
+    assert len(one) == 4
+    assert difference < 1e-5
+    whole, sharded = (load(tmp_path / name / "model")[0].state_dict() for name in ("one", "two"))
+    assert all(torch.allclose(value, whole[name], atol=1e-4) for name, value in sharded.items())
+
+
 @pytest.mark.parametrize(
-    ("kind", "changes", "message"),
-    [("file", {"optimizer": "muon"}, "optimizer muon needs whole matrices"), ("lora", {}, "is not for FSDP")],
+    ("variable", "value", "message"),
+    [
+        ("FSDP_VERSION", "1", "give it fsdp_version: 2"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "use --gradient_checkpointing instead"),
+    ],
 )
-def test_what_is_not_sharded(sources, tmp_path, kind, changes, message):
-    env = environment(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
-    run = command(TORCHRUN, sources, tmp_path / "run", kind, **changes)
-    failed = subprocess.run(run, env=env, capture_output=True, text=True, timeout=300)
-    assert failed.returncode != 0
-    assert message in failed.stderr
+def test_settings_of_fsdp_that_are_not_supported(monkeypatch, variable, value, message):
+    assert fsdp_plugin() is None
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert fsdp_plugin().fsdp_version == 2
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=message):
+        fsdp_plugin()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "muon"}, "optimizer muon needs whole matrices"),
+        ({"init_from": "llama", "lora_rank": 4}, "is not for FSDP"),
+    ],
+)
+def test_what_is_not_sharded(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(distributed, "is_sharded", lambda _: True)
+    with pytest.raises(InputError, match=message):
+        distributed.wrap(None, None, run_config(tmp_path, **changes).training)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from asarm.training import checkpoint
-from asarm.training.run_folder import ADDED
+from asarm.training.run_folder import ADDED, RunFolder
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
 from support.training import assert_same_weights, die_at, run_config, steps
@@ -107,6 +107,24 @@ def test_a_run_with_other_settings_is_one_clear_error(tmp_path):
         Trainer(longer)
     assert (tmp_path / "run" / "config.json").read_text() == before
     assert steps(tmp_path / "run") == [10]
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulation", "hint"),
+    [
+        (1, 2, "to go on with 1 process, give gradient_accumulation_steps 4$"),
+        (2, 4, "to go on with 2 processes, give gradient_accumulation_steps 2$"),
+        (3, 1, "to go on, take a number of processes that divides 4, not 3$"),
+        (2, 2, None),
+        (4, 1, None),
+    ],
+)
+def test_another_number_of_processes_needs_as_many_micro_batches(tmp_path, processes, accumulation, hint):
+    folder = RunFolder(tmp_path)
+    folder.claim(run_config(tmp_path, gradient_accumulation_steps=4).settings(1, 100), 0)
+    settings = run_config(tmp_path, gradient_accumulation_steps=accumulation).settings(processes, 100)
+    with pytest.raises(InputError, match=hint) if hint else contextlib.nullcontext():
+        folder.check(settings)
 
 
 def test_a_run_of_an_earlier_version_can_be_continued(tmp_path):

@@ -4,7 +4,15 @@ import os
 
 import pytest
 
-from asarm.utils.cluster.processes import LAUNCHERS, Shard, local_rank, own_cpus, shows_progress, this_shard
+from asarm.utils.cluster.processes import (
+    LAUNCHERS,
+    Shard,
+    local_rank,
+    own_cpus,
+    shows_progress,
+    this_shard,
+    usable_cpus,
+)
 from asarm.utils.errors import InputError
 
 CPUS = len(os.sched_getaffinity(0))
@@ -74,15 +82,15 @@ def test_one_process_of_a_log_shows_progress(monkeypatch, variables, shown):
 
 
 @pytest.mark.parametrize(
-    ("variables", "cpus"),
+    ("variables", "usable", "own"),
     [
-        ({}, CPUS),
-        ({"LOCAL_WORLD_SIZE": 2}, max(1, CPUS // 2)),
-        ({"LOCAL_WORLD_SIZE": 1000}, 1),
-        ({"SLURM_CPUS_PER_TASK": 12}, 12),
-        ({"SLURM_CPUS_PER_TASK": 12, "LOCAL_WORLD_SIZE": 4}, 3),  # torchrun in one task
+        ({}, CPUS, CPUS),
+        ({"LOCAL_WORLD_SIZE": 2}, CPUS, max(1, CPUS // 2)),
+        ({"LOCAL_WORLD_SIZE": 1000}, CPUS, 1),
+        ({"SLURM_CPUS_PER_TASK": 12}, 12, 12),
+        ({"SLURM_CPUS_PER_TASK": 12, "LOCAL_WORLD_SIZE": 4}, 12, 3),  # torchrun in one task
     ],
 )
-def test_cpus(monkeypatch, variables, cpus):
+def test_cpus(monkeypatch, variables, usable, own):
     start(monkeypatch, **variables)
-    assert own_cpus() == cpus
+    assert (usable_cpus(), own_cpus()) == (usable, own)

@@ -33,8 +33,8 @@ PARTS = (TrainingConfig, DataConfig, ModelConfig, MaskingConfig, LossConfig)
 NO_PROTOCOL = {
     "output_dir", "cache_dir", "seed", "resume", "dry_run", "gradient_checkpointing", "torch_compile", "report_to",
     "tracker_project", "tracker_run", "eval_steps", "eval_blocks", "eval_decodings", "held_out", "save_steps",
-    "save_total_limit", "logging_steps", "streams", "shuffle_buffer", "num_workers", "extensions", "vocab_size",
-    "n_embd", "n_layer", "n_head", "n_positions", "draft_window", "draft_share",
+    "save_total_limit", "logging_steps", "streams", "shuffle_buffer", "num_workers", "preprocessing_num_workers",
+    "extensions", "vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "draft_window", "draft_share",
     "per_device_train_batch_size", "gradient_accumulation_steps",
 }  # fmt: skip
 SEQUENCES = "sequences a step"

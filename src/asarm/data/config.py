@@ -23,10 +23,12 @@ class CorpusConfig:
         "and eos, as in the paper's training",
     )  # fmt: skip
     cache_dir: str = option("", "where tokens of local files are kept; the default is ~/.cache/asarm")
+    preprocessing_num_workers: int = option(0, "threads that tokenise local files; 0: one for each usable CPU")
 
     def __post_init__(self) -> None:
         check(0 < self.held_out <= 0.5, f"held_out must lie in (0, 0.5], not {self.held_out}")
         check_choices("document_end", [self.document_end], ("eos", "tokenizer"))
+        check_at_least(self, preprocessing_num_workers=0)
 
     def names(self, path: Path) -> bool:
         """Whether a file is named itself, and so must be readable; one that is only in a folder is passed over."""

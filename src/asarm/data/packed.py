@@ -7,38 +7,25 @@ holds is a function of the seed and the batch's number.
 
 import functools
 import hashlib
-import io
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from asarm.data.config import CorpusConfig
-from asarm.data.readers import corpus_files, documents, pieces
+from asarm.data.preprocessing import HELD_OUT, TRAIN, write_streams
+from asarm.data.readers import corpus_files
 from asarm.data.unpacked import Texts
 from asarm.tokenization.codec import TextCodec
+from asarm.utils.cluster.processes import usable_cpus
 from asarm.utils.errors import InputError
 from asarm.utils.files import sha256_of_file, write_whole
 from asarm.utils.folder_lock import locked
 
 logger = logging.getLogger(__name__)
 CACHE_VERSION = 2
-TRAIN, HELD_OUT = "train.bin", "held_out.bin"
-
-
-def token_ids(codec: TextCodec, text: str) -> np.ndarray:
-    """Token ids [n] int32 of a piece. Mask tokens in the text are dropped, as no model can predict them, and those that
-    end gaps, which in a text would mean one."""
-    ids = np.array(codec.encode(text), dtype=np.int32)
-    return ids[~np.isin(ids, codec.reserved())]
-
-
-def document_ids(codec: TextCodec, text: str, end: list[int]) -> np.ndarray:
-    """Token ids of a whole document, closed by `end` (see `TextCodec.document_end`): [n] int32."""
-    parts = [token_ids(codec, piece) for _, piece in pieces(io.StringIO(text))]
-    return np.concatenate([*parts, np.array(end, dtype=np.int32)])
 
 
 def local_corpus(config: CorpusConfig, codec: TextCodec) -> tuple[np.ndarray, np.ndarray]:
@@ -52,14 +39,15 @@ def local_corpus(config: CorpusConfig, codec: TextCodec) -> tuple[np.ndarray, np
     """
     files = corpus_files(config.train_files, config.extensions)
     base = Path(config.cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "asarm")).expanduser()
-    folder = base / _digest(files, config, codec)
+    threads = config.preprocessing_num_workers or usable_cpus()  # other processes of the run wait meanwhile
+    folder = base / _digest(files, config, codec, threads)
     # As narrow as the vocabulary allows; its size is part of the digest.
     dtype = np.dtype(np.uint16 if len(codec) <= 1 << 16 else np.int32)
     if not folder.exists():
         with locked(folder, beside=True, wait=True):  # several runs may begin at once
             if not folder.exists():
-                logger.info("tokenising %d files, once: %s", len(files), folder)
-                write_whole(folder, lambda path: write_streams(files, config, codec, dtype, path))
+                logger.info("tokenising %d files, once, in %d threads: %s", len(files), threads, folder)
+                write_whole(folder, lambda path: write_streams(files, config, codec, dtype, path, threads))
     train, held_out = (
         np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
         for path in (folder / TRAIN, folder / HELD_OUT)
@@ -67,82 +55,26 @@ def local_corpus(config: CorpusConfig, codec: TextCodec) -> tuple[np.ndarray, np
     return train, held_out
 
 
-def write_streams(files: list[Path], config: CorpusConfig, codec: TextCodec, dtype: np.dtype, folder: Path) -> None:
-    """Tokenise files into the streams of a new folder. See `local_corpus`."""
-    folder.mkdir()
-    every = round(1 / config.held_out)
-    many = len(files) >= 2 * every
-    skipped, end = 0, np.array(codec.document_end(config.document_end))
-    with (folder / TRAIN).open("w+b") as train_file, (folder / HELD_OUT).open("w+b") as held_out_file:
-        train, held_out = TokenWriter(train_file, dtype), TokenWriter(held_out_file, dtype)
-        for index, path in enumerate(files):
-            stream = held_out if many and index % every == every - 1 else train
-            start = len(stream)
-            try:
-                write_documents(path, config.text_field, codec, end, stream)
-            except InputError:
-                if config.names(path):
-                    raise
-                stream.cut(start)
-                skipped += 1
-                continue
-            if not many:
-                held_out_tokens = round(config.held_out * (len(train) - start))
-                held_out.append(train.cut(len(train) - held_out_tokens))
-                held_out.append(end)
-            stream.append(end)
-    if skipped:
-        logger.warning("%d of %d files are skipped: they are empty or cannot be read", skipped, len(files))
-
-
-def write_documents(path: Path, text_field: str, codec: TextCodec, end: np.ndarray, stream: "TokenWriter") -> None:
-    """Append a file's documents, with `end` [e] between them. Raises InputError if it cannot be read or has no
-    tokens."""
-    start = len(stream)
-    for is_first, piece in documents(path, text_field):
-        ids = token_ids(codec, piece)
-        if is_first and len(stream) > start and len(ids):
-            stream.append(end)  # of the document before
-        stream.append(ids)
-    if len(stream) == start:
-        raise InputError(f"{path} is empty")
-
-
-class TokenWriter:
-    """A file of tokens that grows, and can be cut back."""
-
-    def __init__(self, file: BinaryIO, dtype: np.dtype):
-        self.file, self.dtype = file, dtype
-
-    def __len__(self) -> int:
-        return self.file.tell() // self.dtype.itemsize
-
-    def append(self, ids: np.ndarray) -> None:
-        """Write tokens [n] at the end."""
-        self.file.write(ids.astype(self.dtype).tobytes())
-
-    def cut(self, length: int) -> np.ndarray:
-        """Keep the first `length` tokens, and return the rest."""
-        self.file.seek(length * self.dtype.itemsize)
-        rest = np.frombuffer(self.file.read(), self.dtype)
-        self.file.seek(length * self.dtype.itemsize)
-        self.file.truncate()
-        return rest
-
-
-def _digest(files: list[Path], config: CorpusConfig, codec: TextCodec) -> str:
+def _digest(files: list[Path], config: CorpusConfig, codec: TextCodec, threads: int) -> str:
     """What the tokens depend on, as 32 hexadecimal digits."""
     settings = (CACHE_VERSION, config.text_field, config.held_out, codec.white_space_tokens)
     special = (codec.document_end(config.document_end), codec.mask_token_id)  # which the tokenizer's text does not name
     total = hashlib.sha256(repr(settings + special).encode())
     total.update(codec.tokenizer.backend_tokenizer.to_str().encode())
-    for path in files:
-        total.update(repr((path.suffixes, config.names(path))).encode())
-        try:
-            total.update(sha256_of_file(path).encode())
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for path, digest in zip(files, pool.map(_digest_of, files), strict=True):
+            total.update(repr((path.suffixes, config.names(path))).encode() + digest.encode())
+    finally:
+        pool.shutdown(cancel_futures=True)
     return total.hexdigest()[:32]
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        return sha256_of_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def pack(documents: list[list[int]], eos: int, block_size: int) -> np.ndarray:

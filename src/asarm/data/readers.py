@@ -3,7 +3,7 @@
 import io
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -41,13 +41,16 @@ def corpus_files(paths: list[str], extensions: Iterable[str] = (".txt",)) -> lis
     return files
 
 
-def documents(path: Path, text_field: str | None = "") -> Iterator[tuple[bool, str]]:
+def documents(
+    path: Path, text_field: str | None = "", on_read: Callable[[int], object] | None = None
+) -> Iterator[tuple[bool, str]]:
     """The documents of a file in pieces of about PIECE characters at most: (is the first of a document, piece).
 
     A text file is one document; other files (see `asarm.data.rows`) have one a row. Empty ones are left out.
-    text_field: as in `find_field`. Raises InputError, with the line, for what cannot be read, or has no such field.
+    text_field: as in `find_field`. on_read: as in `opened`. Raises InputError, with the line, for what cannot be read,
+    or has no such field.
     """
-    with opened(path) as (file, kind):
+    with opened(path, on_read) as (file, kind):
         if kind == TEXT:
             line = 1
             for is_first, piece in pieces(text_of(file)):

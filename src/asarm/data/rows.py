@@ -44,12 +44,29 @@ class Row(NamedTuple):
     fields: dict[str, Any]
 
 
+class _ReportingFile(io.FileIO):
+    """A file that tells how many bytes are read."""
+
+    def __init__(self, path: Path, on_read: Callable[[int], object]):
+        super().__init__(path)
+        self.on_read = on_read
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer) or 0
+        self.on_read(count)
+        return count
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, str]]:
-    """A file from its beginning, decompressed if need be, and its kind. Errors of reading it become InputError."""
+def opened(path: Path, on_read: Callable[[int], object] | None = None) -> Iterator[tuple[io.BufferedIOBase, str]]:
+    """A file from its beginning, decompressed if need be, and its kind. Errors of reading it become InputError.
+
+    on_read: is told how many bytes of the file were read, each time (not of parquet files, which pyarrow reads).
+    """
     try:
         with ExitStack() as stack:
-            file: io.BufferedReader | gzip.GzipFile = stack.enter_context(path.open("rb"))
+            raw = _ReportingFile(path, on_read) if on_read else io.FileIO(path)
+            file: io.BufferedReader[Any] | gzip.GzipFile = stack.enter_context(io.BufferedReader(raw))
             if path.suffix == ".gz" or file.peek(2).startswith(GZIP_HEAD):
                 file = stack.enter_context(gzip.GzipFile(fileobj=file))
             head = file.peek(HEAD)

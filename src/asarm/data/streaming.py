@@ -21,7 +21,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 
 from asarm.data.config import DataConfig
-from asarm.data.packed import document_ids
+from asarm.data.preprocessing import document_ids
 from asarm.data.readers import document_text, find_field
 from asarm.data.unpacked import one_sequence
 from asarm.data.worker_processes import WorkerProcesses

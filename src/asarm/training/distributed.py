@@ -16,10 +16,12 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2
+from asarm.models.llama import AnyOrderLlama
 from asarm.objective.loss import LossConfig, training_loss
 from asarm.objective.masking import MaskingPattern
 from asarm.training.config import TrainingConfig
@@ -46,18 +48,14 @@ class TrainingLoss(torch.nn.Module):
 
 def new_accelerator(config: TrainingConfig) -> Accelerator:
     """Devices, processes, precision and trackers. FSDP, switched on by `accelerate`'s config or environment, is its
-    version 2. Raises InputError for a tracker that is unknown or not installed."""
+    version 2. Raises InputError for a tracker that is unknown or not installed, and for FSDP's settings."""
     trackers = [name for name in config.report_to if name != "none"]
     for name in trackers:
         if name not in ("tensorboard", "wandb", "trackio"):
             raise InputError(f"unknown tracker {name!r}: choose from tensorboard, wandb, trackio, none")
         if importlib.util.find_spec(name) is None:
             raise InputError(f"the tracker {name} is not installed: pip install {name}")
-    fsdp = None
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        fsdp = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=False
-        )
+    fsdp = fsdp_plugin()
     accelerator = Accelerator(
         mixed_precision="bf16" if config.bf16 else None,
         cpu=not torch.accelerator.is_available(),
@@ -73,6 +71,23 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state.fsdp_plugin = fsdp
     return accelerator
+
+
+def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
+    """How FSDP shards the weights, if it is switched on. Raises InputError for settings that are not supported."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    if os.environ.get("FSDP_VERSION", "2") != "2":
+        raise InputError("accelerate was told to use FSDP 1, and training uses FSDP 2: give it fsdp_version: 2")
+    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true":
+        raise InputError("use --gradient_checkpointing instead of accelerate's fsdp_activation_checkpointing")
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="no_wrap",  # see `wrap`
+        cpu_ram_efficient_loading=False,
+        # Weights and gradients stay in float32, as autocast has them without FSDP. By default the losses were bfloat16.
+        mixed_precision_policy=MixedPrecisionPolicy(),
+    )
 
 
 def is_first_process() -> bool:
@@ -95,8 +110,8 @@ def wrap(
 ) -> tuple[torch.nn.Module, AcceleratedOptimizer]:
     """The loss and a new optimiser for it, wrapped for the processes.
 
-    FSDP gathers a GPT-2's weights block by block. An XLNet's are gathered all at once: its tables of offsets are made
-    outside of its blocks.
+    FSDP gathers the weights of a GPT-2 or a Llama block by block. An XLNet's are gathered all at once: its tables of
+    offsets are made outside of its blocks.
     """
     if is_sharded(accelerator):
         if config.optimizer == "muon":
@@ -105,7 +120,7 @@ def wrap(
             raise InputError(
                 "lora_rank leaves little to be sharded, and is not for FSDP: start the processes without it"
             )
-        if isinstance(loss.model, AnyOrderGPT2):
+        if isinstance(loss.model, AnyOrderGPT2 | AnyOrderLlama):
             accelerator.state.fsdp_plugin.auto_wrap_policy = transformer_auto_wrap_policy
             accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = ["Block"]
     return accelerator.prepare(loss, new_optimizer(loss, config))

@@ -11,15 +11,26 @@ from asarm.utils.provenance import provenance
 
 # Settings that a resumed run may change: they do not affect the weights.
 MAY_CHANGE = {
-    "output_dir", "cache_dir", "num_workers", "gradient_accumulation_steps", "gradient_checkpointing", "torch_compile",
-    "eval_steps", "eval_blocks", "eval_decodings", "save_steps", "save_total_limit", "logging_steps", "report_to",
-    "perplexity_model", "tracker_project", "tracker_run", "resume", "dry_run",
+    "output_dir", "cache_dir", "num_workers", "preprocessing_num_workers", "gradient_accumulation_steps",
+    "gradient_checkpointing", "torch_compile", "eval_steps", "eval_blocks", "eval_decodings", "save_steps",
+    "save_total_limit", "logging_steps", "report_to", "perplexity_model", "tracker_project", "tracker_run",
+    "resume", "dry_run",
 }  # fmt: skip
 # Settings that were added later, with the values that earlier runs had.
 ADDED = {
     "document_end": "eos", "objective": "joint", "order": "ascending", "loss_scale": "none", "unpacked": False,
     "lora_rank": 0,
 }  # fmt: skip
+MICRO_BATCHES = "micro_batches_per_step"  # the share of each in its step, and its seed, follow from their number
+
+
+def to_go_on(micro_batches: int, settings: dict) -> str:
+    """How a run of so many micro-batches a step goes on with the processes that there are now."""
+    processes = settings[MICRO_BATCHES] // settings["gradient_accumulation_steps"]
+    if micro_batches % processes:
+        return f"; to go on, take a number of processes that divides {micro_batches}, not {processes}"
+    steps, many = micro_batches // processes, "es" if processes > 1 else ""
+    return f"; to go on with {processes} process{many}, give gradient_accumulation_steps {steps}"
 
 
 class RunFolder:
@@ -57,7 +68,8 @@ class RunFolder:
             ) from error
         if changed:
             shown = ", ".join(f"{name} {before[name]!r}, now {settings[name]!r}" for name in changed)
-            raise InputError(f"{self.path} holds a run with other settings ({shown}): choose another output_dir")
+            hint = to_go_on(before[MICRO_BATCHES], settings) if changed == [MICRO_BATCHES] else ""
+            raise InputError(f"{self.path} holds a run with other settings ({shown}): choose another output_dir{hint}")
 
     def claim(self, settings: dict, step: int) -> None:
         """Make the folder this run's: write config.json, and drop the metrics of steps that will be run again."""

@@ -171,7 +171,8 @@ class Trainer:
         """Add the gradient of the next micro-batch at a masking rate. Returns joint and draft loss [2], detached."""
         sequences = torch.from_numpy(next(self.batches).astype(np.int64))  # [B, N]
         torch.manual_seed(seed)  # for dropout
-        joint, draft = self.loss(sequences.to(self.accelerator.device), rate, torch.Generator().manual_seed(seed))
+        with self.accelerator.autocast():  # accelerate leaves it out when FSDP shards the weights
+            joint, draft = self.loss(sequences.to(self.accelerator.device), rate, torch.Generator().manual_seed(seed))
         loss = self.config.loss.total(joint, draft, rate)
         self.accelerator.backward(loss / self.config.training.gradient_accumulation_steps)
         for length in (sequences != PADDING).sum(1).tolist():

@@ -79,12 +79,17 @@ def connect(timeout: timedelta) -> None:
         atexit.register(torch.distributed.destroy_process_group)
 
 
-def own_cpus() -> int:
-    """How many CPUs this process may keep busy: its task's under Slurm, or its share of those that it may run on."""
+def usable_cpus() -> int:
+    """How many CPUs this process may keep busy while others of the run wait: its task's under Slurm, or all that it may
+    run on."""
     if "SLURM_CPUS_PER_TASK" in os.environ:
-        return max(1, _number("SLURM_CPUS_PER_TASK", 1) // _number("LOCAL_WORLD_SIZE", 1))
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // _number("LOCAL_WORLD_SIZE", 1))
+        return max(1, _number("SLURM_CPUS_PER_TASK", 1))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_cpus() -> int:
+    """How many CPUs this process may keep busy while others of the run on this host do the same: its share."""
+    return max(1, usable_cpus() // _number("LOCAL_WORLD_SIZE", 1))
 
 
 def shows_progress() -> bool:
