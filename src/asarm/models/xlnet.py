@@ -153,8 +153,7 @@ class RelativeAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def project(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        rows = packed_linear(x, weight.flatten(1).t())
-        return rows.unflatten(-1, weight.shape[1:])  # [..., E] -> [..., H, D]
+        return packed_linear(x, weight.flatten(1).t()).unflatten(-1, weight.shape[1:])  # [..., E] -> [..., H, D]
 
     def keys_values(self, content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the content stream: [B, C, E] -> 2 x [B, H, C, D]."""
