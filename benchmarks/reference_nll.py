@@ -176,7 +176,8 @@ def main() -> None:
             }
             for row, (name, given, nll) in enumerate(rows)
         }  # fmt: skip
-        write_json(arguments.output, {"settings": vars(arguments), "nll": every, "provenance": provenance()})
+        settings = {key: str(value) for key, value in vars(arguments).items()}
+        write_json(arguments.output, {"settings": settings, "nll": every, "provenance": provenance()})
 
 
 def _difference(rows: list[tuple[str, str, np.ndarray]], tokens: list[list[int]], row: int) -> list[float] | None:
