@@ -135,6 +135,7 @@ def run(experiment: Experiment, paths: dict[str, list[Path]]) -> None:
         for name, every in paths.items():
             for path in every:
                 text = text.replace(str(path), name)  # nobody else has it there
+        text = text.replace(f"{REPO}/", "")
         (FOLDER / f"{experiment.name}.json").write_text(text, encoding="utf-8")
         if (picture := Path(found).with_suffix(".png")).exists():
             shutil.copyfile(picture, FOLDER / f"{experiment.name}.png")
