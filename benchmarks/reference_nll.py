@@ -141,7 +141,8 @@ def main() -> None:
 
     device = pick_device("auto")
     tokens: list[list[int]] = []
-    rows: list[tuple[str, str, np.ndarray]] = []  # model, what it is given, NLL of each text
+    first: list[np.ndarray] = []  # the NLL of each text, nats a token, of the first row
+    rows: dict[str, dict] = {}
 
     def shared_examples(name: str, codec: TextCodec) -> list[InfillExample]:
         examples = examples_of(arguments, codec)
@@ -150,14 +151,23 @@ def main() -> None:
             raise InputError(f"{name} has other tokens than {arguments.models[0]}")
         return examples
 
-    def add(name: str, given: str, nll: np.ndarray) -> None:
-        rows.append((name, given, nll))
-        print(f"| {' | '.join(_cells(rows, tokens))} |", flush=True)
+    def add(name: str, given: str, totals: np.ndarray) -> None:
+        nll = totals / np.mean([len(one) for one in tokens])  # the mean of these is that of all tokens
+        row, shown = {"nll": float(nll.mean())}, ""
+        if first:
+            gap = nll - first[0]
+            low, high = bootstrap_interval(gap.tolist()) or (0.0, 0.0)
+            row |= {"against_first": float(gap.mean()), "interval_95": [low, high]}
+            shown = f"{gap.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+        else:
+            first.append(nll)
+        rows[f"{name}, {given}"] = row
+        print(f"| {name} | {given} | {nll.mean():.3f} | {shown} |", flush=True)
 
     print("| model | given | NLL, nats a token | against the first |\n| --- | --- | ---: | ---: |")
     for name in [*arguments.models, *arguments.diffusion]:
-        place, _, revision = name.partition("@")
-        model, codec = load_on_device(place, revision or None, "auto", device, arguments.dtype)
+        repository, _, revision = name.partition("@")
+        model, codec = load_on_device(repository, revision or None, "auto", device, arguments.dtype)
         examples = shared_examples(name, codec)
         if name in arguments.diffusion:
             nll = reference_nll(diffusion_bound(model), examples, device, arguments.batch_size)
@@ -170,30 +180,8 @@ def main() -> None:
         add(name, "both sides", fim_nll(causal, shared_examples(name, causal.codec)))
     print(f"\n{len(tokens)} texts, {sum(map(len, tokens))} tokens in their gaps; 95 % intervals.")
     if arguments.output:
-        every = {
-            f"{Path(name).name}, {given}": {
-                "nll": float(nll.sum() / sum(map(len, tokens))), "against_first": _difference(rows, tokens, row)
-            }
-            for row, (name, given, nll) in enumerate(rows)
-        }  # fmt: skip
         settings = {key: str(value) for key, value in vars(arguments).items()}
-        write_json(arguments.output, {"settings": settings, "nll": every, "provenance": provenance()})
-
-
-def _difference(rows: list[tuple[str, str, np.ndarray]], tokens: list[list[int]], row: int) -> list[float] | None:
-    """Mean difference to the first row, nats a token, and its 95 % interval, paired by text; None for the first."""
-    if row == 0:
-        return None
-    gap = (rows[row][2] - rows[0][2]) / np.mean([len(one) for one in tokens])  # the mean is that of all tokens
-    return [float(gap.mean()), *(bootstrap_interval(gap.tolist()) or (0.0, 0.0))]
-
-
-def _cells(rows: list[tuple[str, str, np.ndarray]], tokens: list[list[int]]) -> list[str]:
-    """The last row of the table."""
-    name, given, nll = rows[-1]
-    found = _difference(rows, tokens, len(rows) - 1)
-    difference = "" if found is None else f"{found[0]:+.3f} ({found[1]:+.3f} to {found[2]:+.3f})"
-    return [name, given, f"{nll.sum() / sum(map(len, tokens)):.3f}", difference]
+        write_json(arguments.output, {"settings": settings, "nll": rows, "provenance": provenance()})
 
 
 if __name__ == "__main__":

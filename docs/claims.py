@@ -2,9 +2,9 @@
 
     python docs/claims.py --books BOOK.txt ... --wikitext FILE --stories FILE [--work FOLDER] [--only NAME ...]
 
-`--work` (results/claims) keeps what is trained and decoded, so that an interrupted experiment goes on. About five core-
-hours for all, of a CPU that multiplies bfloat16; `--list` prints what each takes and runs. Evaluation sets that are not
-part of the repository are given by options; an experiment that lacks one is left out.
+`--work` (results/claims) keeps what is trained and decoded, so that an interrupted experiment goes on. About three
+core-hours for all, of a CPU that multiplies bfloat16; `--list` prints what each takes and runs. Evaluation sets that
+are not part of the repository are given by options; an experiment that lacks one is left out.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from results import command_words
 
 REPO = Path(__file__).resolve().parents[1]
 FOLDER = REPO / "docs" / "claims"
@@ -52,8 +54,8 @@ PASSAGES = "python benchmarks/claims/passages.py ADAPTERS/passages.jsonl BOOKS"
 TRAIN = "bash benchmarks/claims/train_adapters.sh ADAPTERS/passages.jsonl ADAPTERS 80"
 
 EXPERIMENTS = [
-    Experiment("exact-tiny-text", 10, (f"{DECODE} tiny {EXACT} --num_texts 1000",)),
-    Experiment("exact-smollm2-text", 60, (f"{DECODE} small {EXACT} --num_texts 200 --k 5",)),
+    Experiment("exact-tiny-text", 8, (f"{DECODE} tiny {EXACT} --num_texts 1000",)),
+    Experiment("exact-smollm2-text", 11, (f"{DECODE} small {EXACT} --num_texts 200 --k 5",)),
     Experiment(
         "k-any-subset",
         10,
@@ -61,13 +63,13 @@ EXPERIMENTS = [
     ),
     Experiment(
         "tolerance-any-subset",
-        6,
+        2,
         (f"{DECODE} ablate-tolerance small {GRID} --tolerance_sweep 0 0.1 0.3 --samplers sequential assd-self",),
     ),
-    *(Experiment(f"adapter-{name}", 20, (PASSAGES, f"{TRAIN} {name}"), "") for name in TRAINED),
+    *(Experiment(f"adapter-{name}", 12, (PASSAGES, f"{TRAIN} {name}"), "") for name in TRAINED),
     Experiment(
         "parallel",
-        20,
+        12,
         (
             "python benchmarks/claims/parallel.py --models ADAPTERS/any-subset/model ADAPTERS/masked-diffusion/model "
             "--names any-subset masked-diffusion --text WIKITEXT --num_texts 48 "
@@ -87,7 +89,7 @@ EXPERIMENTS = [
     ),
     Experiment(
         "story-nll",
-        15,
+        20,
         (
             "python benchmarks/reference_nll.py smollm2 ADAPTERS/any-subset/model ADAPTERS/any-order/model "
             "--diffusion ADAPTERS/masked-diffusion/model --fim ADAPTERS/fim --stories STORIES "
@@ -104,50 +106,40 @@ EXPERIMENTS = [
         for name, minutes, model, options in (
             (
                 "any-subset",
-                20,
+                3,
                 "ADAPTERS/any-subset/model",
                 "--samplers sequential prefix-only bag --causal ADAPTERS/fim",
             ),
             (
                 "masked-diffusion",
-                15,
+                3,
                 "ADAPTERS/masked-diffusion/model",
                 "--samplers parallel --parallel_steps 2 4 999",
             ),
         )
     ),
-    Experiment("density", 3, ("python benchmarks/claims/density.py --output OUT/density.json",), "OUT/density.json"),
+    Experiment("density", 5, ("python benchmarks/claims/density.py --output OUT/density.json",), "OUT/density.json"),
 ]
 
 
 def run(experiment: Experiment, paths: dict[str, list[Path]]) -> None:
     """Run the commands, and keep their numbers, and the picture beside them if there is one."""
     for command in experiment.commands:
-        words = filled(command, paths)
+        words = command_words(command, paths)
         print(shlex.join(words), file=sys.stderr, flush=True)
-        words[0] = sys.executable if words[0] == "python" else words[0]
         if subprocess.run(words, cwd=REPO, env={**os.environ, "PYTHON": sys.executable}).returncode:
             sys.exit(f"{experiment.name} failed")
     if experiment.result:
-        (found,) = filled(experiment.result, paths)
+        found = Path(*command_words(experiment.result, paths))
         FOLDER.mkdir(exist_ok=True)
-        text = Path(found).read_text(encoding="utf-8")
+        text = found.read_text(encoding="utf-8")
         for name, every in paths.items():
             for path in every:
-                text = text.replace(str(path), name)  # nobody else has it there
+                text = text.replace(str(path), name)  # it is of this machine
         text = text.replace(f"{REPO}/", "")
         (FOLDER / f"{experiment.name}.json").write_text(text, encoding="utf-8")
-        if (picture := Path(found).with_suffix(".png")).exists():
+        if (picture := found.with_suffix(".png")).exists():
             shutil.copyfile(picture, FOLDER / f"{experiment.name}.png")
-
-
-def filled(command: str, paths: dict[str, list[Path]]) -> list[str]:
-    """The words of a command, with paths for capitals. BOOKS stands for several words."""
-    words: list[str] = []
-    for word in shlex.split(command):
-        name, slash, rest = word.partition("/")
-        words += [f"{path}{slash}{rest}" for path in paths[name]] if name in paths else [word]
-    return words
 
 
 def main() -> None:

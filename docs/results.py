@@ -99,20 +99,22 @@ SECTIONS = [
 def run(section: Section, files: dict[str, Path | None]) -> str:
     """What the command of a section printed or left."""
     with tempfile.TemporaryDirectory() as folder:
-        words = shlex.split(section.command)
-        values = {**files, OUTPUT: Path(folder)}
-        words = [_filled(word, values) for word in words]
-        words[0] = sys.executable if words[0] == "python" else words[0]
+        given = {name: [path] for name, path in files.items() if path is not None}
+        words = command_words(section.command, {**given, OUTPUT: [Path(folder)]})
         result = subprocess.run(words, cwd=REPO, stdout=subprocess.PIPE, text=True, check=True)
         if section.shown != "stdout":
             return (Path(folder) / section.shown).read_text(encoding="utf-8")
         return re.sub(r"\n[^\n]*" + re.escape(folder) + r"[^\n]*", "", result.stdout)  # where the results are
 
 
-def _filled(word: str, values: dict[str, Path | None]) -> str:
-    for name, path in values.items():
-        word = re.sub(rf"\b{name}\b", str(path), word)
-    return word
+def command_words(command: str, paths: dict[str, list[Path]]) -> list[str]:
+    """The words of a command, with this Python for `python`, and paths for names in capitals: a name may be a whole
+    word, which stands for all of its paths, or be followed by a slash and a file in it."""
+    words: list[str] = []
+    for word in shlex.split(command):
+        name, slash, rest = word.partition("/")
+        words += [f"{path}{slash}{rest}" for path in paths[name]] if name in paths else [word]
+    return [sys.executable if words[0] == "python" else words[0], *words[1:]]
 
 
 def sections_of(page: str) -> dict[str, str]:

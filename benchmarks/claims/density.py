@@ -12,14 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from shared import masked_texts, write_result
 
-from asarm.evals.decoding.config import DecodingEvalConfig
-from asarm.evals.decoding.texts import choose_sequences, load_documents
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.load import load_on_device, pick_device
 from asarm.objective.loss import log_prob
-from asarm.utils.files import write_json
-from asarm.utils.provenance import provenance
 
 TEXT = Path(__file__).resolve().parents[2] / "src/asarm/eval_datasets/sample_text.txt"
 
@@ -52,8 +49,7 @@ def main() -> None:
     print("| tokens | targets | evaluations | s, one | s, each token | times as fast | largest difference, nats |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for length in arguments.lengths:
-        config = DecodingEvalConfig(output_dir="unused", length=[length], num_texts=arguments.num_texts, mask_rate=0.5)
-        sequences = choose_sequences(load_documents(arguments.text, config.packing), codec, config, length)
+        sequences = masked_texts(arguments.text, codec, length, arguments.num_texts, mask_rate=0.5)
         seconds, differences = np.zeros(2), []
         for row in range(len(sequences.index)):
             batch = sequences.batch.select([row]).to(device)
@@ -72,9 +68,7 @@ def main() -> None:
             f"{max(differences):.1e} |",
             flush=True,
         )
-    if arguments.output:
-        settings = {key: str(value) for key, value in vars(arguments).items()}
-        write_json(arguments.output, {"settings": settings, "rows": rows, "provenance": provenance()})
+    write_result(arguments, rows)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from shared import write_result
 
 from asarm.data.config import CorpusConfig
 from asarm.data.packed import evenly, local_corpus
 from asarm.data.unpacked import Texts
+from asarm.evals.stats import mean_se
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.load import load_on_device, pick_device
 from asarm.objective.loss import log_prob, random_turns
@@ -24,8 +26,6 @@ from asarm.objective.text_gaps import TextGaps
 from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.codec import TextCodec
 from asarm.training.validation import RATES, masked
-from asarm.utils.files import write_json
-from asarm.utils.provenance import provenance
 
 ROWS = 8  # scored together
 
@@ -75,18 +75,15 @@ def main() -> None:
                 if order == "random" and masking == "gaps":
                     continue
                 per_token = nll(model, problem, order == "random") / float(problem.target.sum(1).double().mean())
-                base = first.setdefault((masking, order), per_token)
-                gap = per_token - base
-                error = float(gap.std(ddof=1) / len(gap) ** 0.5)
+                gap = mean_se(per_token - first.setdefault((masking, order), per_token))
                 rows.append({"model": label, "order": order, "masked": masking, "nll": float(per_token.mean()),
-                             "difference": float(gap.mean()), "error": error, "texts": len(gap)})  # fmt: skip
+                             "difference": gap["mean"], "error": gap["se"], "texts": gap["n"]})  # fmt: skip
                 print(
-                    f"| {label} | {order} | {masking} | {per_token.mean():.3f} | {gap.mean():+.3f} ± {error:.3f} |",
+                    f"| {label} | {order} | {masking} | {per_token.mean():.3f} | "
+                    f"{gap['mean']:+.3f} ± {gap['se']:.3f} |",
                     flush=True,
                 )
-    if arguments.output:
-        settings = {key: str(value) for key, value in vars(arguments).items()}
-        write_json(arguments.output, {"settings": settings, "rows": rows, "provenance": provenance()})
+    write_result(arguments, rows)
 
 
 if __name__ == "__main__":

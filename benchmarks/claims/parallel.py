@@ -19,19 +19,16 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from shared import masked_texts, write_result
 
-from asarm.evals.decoding.config import DecodingEvalConfig
 from asarm.evals.decoding.generative_perplexity import causal_scorer
-from asarm.evals.decoding.texts import choose_sequences, load_documents
 from asarm.evals.resumable import sampling_seed
 from asarm.evals.stats import paired
 from asarm.models.load import load_on_device, pick_device
 from asarm.objective.loss import log_prob
 from asarm.sampling import sample
 from asarm.sampling.config import NAMED_SAMPLERS, SamplerConfig
-from asarm.utils.files import write_json
 from asarm.utils.progress import progress_bar
-from asarm.utils.provenance import provenance
 
 
 def variants(name: str, first: str, steps: list[int], k: int) -> dict[str, SamplerConfig]:
@@ -76,11 +73,7 @@ def main() -> None:
     device = pick_device("auto")
     loaded = [load_on_device(model, None, "auto", device, arguments.dtype) for model in arguments.models]
     exact, codec = loaded[0]
-    config = DecodingEvalConfig(
-        output_dir="unused", models=arguments.models[:1], length=[arguments.length], num_texts=arguments.num_texts,
-        mask_rate=arguments.mask_rate, judge=arguments.judge,
-    )  # fmt: skip
-    sequences = choose_sequences(load_documents(arguments.text, config.packing), codec, config, arguments.length)
+    sequences = masked_texts(arguments.text, codec, arguments.length, arguments.num_texts, arguments.mask_rate)
     judge = causal_scorer(arguments.judge, device)
     names = arguments.names or [Path(model).name for model in arguments.models]
     rows, baseline = [], None
@@ -114,9 +107,8 @@ def main() -> None:
                 f"{difference['difference']:+.3f} ({low:+.3f} to {high:+.3f}) |",
                 flush=True,
             )
+    write_result(arguments, rows)
     if arguments.output:
-        settings = {key: str(value) for key, value in vars(arguments).items()}
-        write_json(arguments.output, {"settings": settings, "rows": rows, "provenance": provenance()})
         plot(rows, arguments.output.with_suffix(".png"))
 
 

@@ -24,6 +24,8 @@ from asarm.evals.infilling.fim import FAMILIES, Fim
 from asarm.models.conversion.smollm2 import NAME, smollm2_folder
 from asarm.objective.text_gaps import TextGaps
 from asarm.tokenization.codec import TextCodec
+from asarm.training.config import TrainingConfig
+from asarm.training.optimizer import new_optimizer
 from asarm.utils.files import write_whole
 from asarm.utils.progress import progress_bar
 
@@ -31,7 +33,6 @@ MARKS = FAMILIES[2]
 KINDS = ("sentences", "words", "characters")
 ROWS, MICRO_BATCHES = 2, 4  # sequences at once, and how often before a step
 RANK, LEARNING_RATE, WARM_UP = 16, 8e-4, 10
-BETAS, WEIGHT_DECAY, MAX_NORM = (0.9, 0.95), 0.1, 1.0
 LONGEST = 128  # tokens of a text
 IGNORED = -100
 
@@ -68,11 +69,6 @@ def loss_of(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), ignore_index=IGNORED)
 
 
-def rate_at(step: int, steps: int) -> float:
-    """The learning rate of a step: linear warm-up, then linear decay to 0."""
-    return LEARNING_RATE * min((step + 1) / WARM_UP, (steps - step) / max(1, steps - WARM_UP))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, help="JSON lines with the field text")
@@ -101,8 +97,11 @@ def main() -> None:
     texts = [row.fields["text"] for row in read_rows(str(arguments.texts), ["text"])]
     texts = texts[: math.floor(len(texts) * (1 - arguments.held_out))]
     found = batches(texts, TextCodec(tokenizer), fim, arguments.seed)
-    weights = [weight for weight in adapted.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=0.0, betas=BETAS, weight_decay=WEIGHT_DECAY)
+    config = TrainingConfig(
+        output_dir=str(arguments.output_dir), max_steps=arguments.max_steps, learning_rate=LEARNING_RATE,
+        warmup_steps=WARM_UP,
+    )  # fmt: skip
+    optimizer = new_optimizer(adapted, config)
     with progress_bar("training", "step", arguments.max_steps) as bar:
         for step in range(arguments.max_steps):
             losses = []
@@ -110,8 +109,9 @@ def main() -> None:
                 loss = loss_of(adapted, next(found))
                 (loss / MICRO_BATCHES).backward()
                 losses.append(loss.item())
-            torch.nn.utils.clip_grad_norm_(weights, MAX_NORM)
-            optimizer.param_groups[0]["lr"] = rate_at(step, arguments.max_steps)
+            torch.nn.utils.clip_grad_norm_(adapted.parameters(), config.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate_at(step)
             optimizer.step()
             optimizer.zero_grad()
             bar.update(1)
