@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--wikitext", type=Path, help="WikiText-2's test part, a text file")
     parser.add_argument("--stories", type=Path, help="the Story Cloze validation stories, a CSV file")
     parser.add_argument("--work", type=Path, default=REPO / "results" / "claims")
-    parser.add_argument("--only", nargs="+", default=[], help="names of experiments")
+    parser.add_argument("--only", nargs="+", default=[], choices=[one.name for one in EXPERIMENTS])
     parser.add_argument("--list", action="store_true", help="print the experiments, and run none")
     arguments = parser.parse_args()
     work = arguments.work.resolve()

@@ -126,8 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wikitext", type=Path, help="WikiText-2's test part, a text file")
     parser.add_argument("--story_cloze", type=Path, help="the Story Cloze validation stories, a CSV file")
-    parser.add_argument("--only", nargs="+", default=[], help="names of the sections to run: " + ", ".join(
-        section.name for section in SECTIONS))  # fmt: skip
+    parser.add_argument("--only", nargs="+", default=[], choices=[section.name for section in SECTIONS])
     arguments = parser.parse_args()
     files = {"WIKITEXT": arguments.wikitext, "STORY_CLOZE": arguments.story_cloze}
     known = sections_of(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
