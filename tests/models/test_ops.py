@@ -2,6 +2,7 @@
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,36 @@ def test_packed_weights_go_with_their_model():
     del layer
     gc.collect()
     assert len(ops._packed_weights) == before
+
+
+@needs_packing
+@pytest.mark.parametrize("with_inference", [True, False])
+def test_an_address_that_weights_have_left_is_that_of_others(with_inference, packings):
+    """Another tensor may come to lie where a parameter was: without a count of changes, or with its own."""
+    memory = np.ones((12, 8), np.float32)
+    layer = nn.Linear(8, 12)
+    layer.weight = nn.Parameter(torch.from_numpy(memory))
+    pack_weights(layer)
+    layer.weight.data = torch.zeros(12, 8)  # as `layer.to(...)` does
+    with torch.inference_mode() if with_inference else torch.no_grad():
+        other = torch.from_numpy(memory)
+        for _ in range(2):
+            x = torch.randn(3, 8)
+            torch.testing.assert_close(packed_linear(x, other), F.linear(x, other))
+            memory *= 2  # not counted
+    assert not packings
+
+
+@needs_packing
+def test_weights_changed_through_data_are_packed_again_when_told(packings):
+    layer = packed_layer(8, 12)
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        packed_linear(x, layer.weight)
+        layer.weight.data += 1
+        pack_weights(layer)
+        torch.testing.assert_close(packed_linear(x, layer.weight), F.linear(x, layer.weight))
+    assert len(packings) == 2
 
 
 def test_other_weights_are_not_packed(packings):

@@ -13,19 +13,25 @@ Rotary = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of angles, [B, 1, 
 
 
 class PackedWeights:
-    """The weights in one storage, as they are in memory a second time: in the layout that oneDNN multiplies fastest.
+    """A parameter's weights, as they are in memory a second time: in the layout that oneDNN multiplies fastest.
 
     A product of a few rows takes the time of reading the weights, and from this layout they are read twice as fast as
     from rows (8 rows of 12 layers x 768, float32, two cores: 14 against 37 ms; bfloat16: 14 against 24), with results
-    that differ by rounding at most. Each part of the storage that is used is packed at its first use, and again when it
-    has changed since.
+    that differ by rounding at most. Each part of the parameter that is used is packed at its first use, and again when
+    it has changed since.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = weakref.ref(parameter)
         self.parts: dict[tuple, tuple[int, torch.Tensor, torch.Tensor]] = {}  # version, weight, packed weight
 
+    def are_at(self, address: int) -> bool:
+        """Whether the parameter still is there. Given other data (`model.to`), it leaves its storage to others."""
+        parameter = self.parameter()
+        return parameter is not None and parameter.untyped_storage().data_ptr() == address
+
     def packed(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight [O, I] of the storage, packed."""
+        """A weight [O, I], the parameter or a part of it, packed."""
         key = (weight.storage_offset(), weight.shape, weight.stride(), weight.dtype)
         version, _, packed = self.parts.get(key, (-1, None, None))
         if packed is None or version != weight._version:
@@ -42,16 +48,23 @@ def pack_weights(model: nn.Module) -> None:
     """Let `packed_linear` keep the weights of a model on a CPU packed, beside the weights themselves, as long as the
     model lives. No change where torch is built without oneDNN.
 
-    It is for models that are not trained in shards: FSDP changes weights without torch's count of changes. Weights
-    made in inference mode have no such count, and are left out.
+    It is for models whose weights change as torch counts it: by optimisers, `load_state_dict` and the like, not by FSDP
+    nor through `weight.data` (merging with peft), after which this is to be called again. Weights made in inference
+    mode have no such count, and are left out.
     """
     if not torch.backends.mkldnn.is_available():
         return
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.dim() > 1 and not parameter.is_inference():
             address = parameter.untyped_storage().data_ptr()
-            _packed_weights[address] = PackedWeights()
-            weakref.finalize(parameter, _packed_weights.pop, address, None)
+            _packed_weights[address] = PackedWeights(parameter)
+            weakref.finalize(parameter, _forget, address, weakref.ref(_packed_weights[address]))
+
+
+def _forget(address: int, weights: weakref.ref[PackedWeights]) -> None:
+    """The parameter is gone; the packed weights at its address may be those of another one by now."""
+    if _packed_weights.get(address) is weights():
+        _packed_weights.pop(address, None)
 
 
 def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -61,8 +74,9 @@ def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_grad_enabled() or not x.numel():
         return F.linear(x, weight, bias)  # compilers choose by themselves
-    weights = _packed_weights.get(weight.untyped_storage().data_ptr())
-    if weights is None or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
+    address = weight.untyped_storage().data_ptr()
+    weights = _packed_weights.get(address)
+    if weights is None or not weights.are_at(address) or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weights.packed(weight), bias, "none", [], "")
 
