@@ -367,7 +367,7 @@ def sampled(model, batch: list[torch.Tensor], settings: dict, trace: bool = Fals
     }
     if settings.get("adaptive"):  # what it costs depends on the clock
         return found
-    counts = {name: getattr(result, name).tolist() for name in ("nfe", "targets", "proposed", "accepted")}
+    counts = {name: getattr(result, name).tolist() for name in ("nfe", "targets", "proposed", "accepted", "windows")}
     steps = {"trace": [[list(asdict(step).values()) for step in row] for row in result.trace]} if trace else {}
     return found | counts | steps
 

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from asarm.sampling.adaptive_window import UPDATE_INTERVAL, AdaptiveWindow, LatencyProbe, measure_latency
+from asarm.sampling.adaptive_window import (
+    UPDATE_INTERVAL,
+    AdaptiveWindow,
+    LatencyProbe,
+    adaptive_window_for,
+    measure_latency,
+)
 from asarm.sampling.config import SamplerConfig
 from support.models import tiny_gpt2
 
@@ -20,7 +26,19 @@ def test_the_first_k_has_the_most_expected_tokens_a_second():
     """Tokens a step at the prior acceptance of 0.7: 1, 1.7, 2.19, 2.533."""
     assert AdaptiveWindow(np.array([1.0, 1.0, 1.0, 1.0])).k == 3  # drafts cost nothing
     assert AdaptiveWindow(np.array([1.0, 1.1, 2.0, 3.0])).k == 1
+    assert AdaptiveWindow(np.array([1.0, 1.6, 2.5, 3.5])).k == 0  # 1.06 times as many: too little
     assert AdaptiveWindow(np.array([1.0, 2.0, 3.0, 4.0])).k == 0  # a draft costs as much as a step
+
+
+def test_the_first_k_of_assd():
+    """Its shortest window has one draft, which is always accepted if the model drafts. Tokens a step then: 1, 2, 2.7,
+    3.19; of n-gram drafts: 1, 1.7, 2.19, 2.533."""
+    latency = np.array([1.0, 1.7, 2.0, 3.0])
+    assert AdaptiveWindow(latency, shortest=1, certain=1).k == 3
+    assert AdaptiveWindow(np.array([1.0, 1.7, 2.6, 3.2]), shortest=1, certain=1).k == 2
+    assert AdaptiveWindow(np.array([1.0, 1.7, 2.6, 3.2]), shortest=1).k == 1
+    window = AdaptiveWindow(latency, shortest=1, certain=1)
+    assert (window.max_k, updated(window, 4, 1, 10 * UPDATE_INTERVAL)) == (4, 2)
 
 
 def test_k_follows_the_acceptance():
@@ -47,8 +65,15 @@ def test_the_probe_goes_through_all_sizes():
 
 
 @pytest.mark.parametrize("draft_head", [0, 8])
-def test_latencies_of_all_window_lengths(draft_head):
+@pytest.mark.parametrize(
+    ("sampler", "draft"), [("fused", "self"), ("fused", "blind"), ("assd", "self"), ("assd", "ngram")]
+)
+def test_latencies_of_all_window_lengths(sampler, draft, draft_head):
     model = tiny_gpt2(12, n_positions=512, draft_head=draft_head)
-    latency = measure_latency(model, 2, 30, SamplerConfig(sampler="fused", k=5, adaptive=True))
-    assert latency.shape == (6,)
+    config = SamplerConfig(sampler=sampler, draft=draft, k=5, adaptive=True)
+    latency = measure_latency(model, 2, 30, config)
+    assert latency.shape == (6 if sampler == "fused" else 5,)
     assert (latency > 0).all()
+    policy = adaptive_window_for(model, 2, 30, config)
+    assert (policy.max_k, policy.shortest) == (5, int(sampler == "assd"))
+    assert adaptive_window_for(model, 2, 30, config) is policy

@@ -15,6 +15,7 @@ from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
 from asarm.tokenization.transforms import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from asarm.utils.errors import InputError
+from support.enumeration import EXACT
 from support.models import random_batch, tiny_gpt2, tiny_xlnet
 
 ALL = [
@@ -47,16 +48,32 @@ def test_gumbel_gives_the_sequential_tokens(backbone, sampler, draft, k):
     assert rejected > 0 or (sampler, draft, k) == ("assd", "self", 1)
 
 
+@pytest.mark.parametrize("settings", EXACT, ids=str)
+@pytest.mark.usefixtures("fixed_latency")
+def test_windows_are_counted(model, settings):
+    config = SamplerConfig(**settings)
+    result = sample(model, *random_batch(6, 40, 12, seed=3), config, range(6))
+    sizes = torch.arange(result.windows.shape[1])
+    calls = torch.where(sizes > 1, 2, 1) if config.sampler == "assd" and config.draft != "ngram" else 1
+    assert torch.equal((calls * result.windows).sum(1), result.nfe)
+    assert torch.all((sizes * result.windows).sum(1) >= result.proposed.sum(1))
+    if config.sampler != "sequential":
+        assert torch.equal(result.windows[:, 1:].sum(1), result.proposed[:, 0])  # some draft of each is verified
+
+
 @pytest.mark.parametrize("fastest", [0, 1, 3, 6])
-def test_adaptive_windows_do_not_change_the_text(monkeypatch, model, fastest):
+@pytest.mark.parametrize(("sampler", "draft"), [("fused", "self"), ("assd", "self"), ("assd", "ngram")])
+def test_adaptive_windows_do_not_change_the_text(monkeypatch, model, sampler, draft, fastest):
     """Whatever window is the fastest, at the beginning and after some steps, the text is that of `sequential`."""
     latency = [1.0 if k == fastest else 99.0 for k in range(7)]
-    window = AdaptiveWindow(np.array(latency))
+    window = AdaptiveWindow(
+        np.array(latency), shortest=int(sampler == "assd"), certain=int((sampler, draft) == ("assd", "self"))
+    )
     monkeypatch.setattr(sampling, "adaptive_window_for", lambda *arguments: window)
     for seed in range(4):
         inputs, seeds = random_batch(6, 40, 12, seed), range(100 * seed, 100 * seed + 6)
         base = sample(model, *inputs, SamplerConfig(sampler="sequential"), seeds)
-        ours = sample(model, *inputs, SamplerConfig(sampler="fused", adaptive=True), seeds)
+        ours = sample(model, *inputs, SamplerConfig(sampler=sampler, draft=draft, adaptive=True), seeds)
         assert torch.equal(base.tokens, ours.tokens)
         window.latency = np.roll(window.latency, 1)
 
@@ -82,7 +99,7 @@ def test_the_temperature_of_drafts_changes_their_acceptance_only(model):
     + [
         ({"draft_temperature": 1e-12}, "draft_temperature must lie in"),
         ({"sampler": "fused", "adaptive": True, "coupling": "block"}, "the text would depend on the clock"),
-        ({"adaptive": True}, "adaptive needs the fused sampler"),
+        ({"sampler": "parallel", "adaptive": True}, "adaptive is for samplers that draft, assd and fused"),
     ],
     ids=str,
 )  # fmt: skip

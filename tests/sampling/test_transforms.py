@@ -1,5 +1,7 @@
 """Transforms against those of `transformers`; every sampler against the enumerated transformed joint; greedy texts."""
 
+import os
+
 import pytest
 import torch
 from transformers.generation import logits_process
@@ -27,6 +29,8 @@ TRANSFORMS = {
             "bad_words_ids": [[1, 1]], "suppress_tokens": [3]},
 }  # fmt: skip
 WITH_MASK = ("allowed", "all")
+WHOLE = os.environ.get("WHOLE_GRID") == "1"  # every transform with every sampler, 100,000 samples each: an hour or two
+SAMPLES = 100_000 if WHOLE else 8_000
 
 
 def allowed_mask(target: torch.Tensor) -> torch.Tensor:
@@ -79,7 +83,8 @@ def test_what_forbids_everything_that_is_left_forbids_nothing():
 
 
 def cases() -> list:
-    """Every transform with a quarter of the samplers, in turn, and a penalty with all. Most are slow."""
+    """Every transform with a quarter of the samplers, in turn, and a penalty with all; or the whole grid. Most are
+    slow."""
     quick = [("top_p", EXACT[1]), ("repetition_penalty", EXACT[6]), ("all", EXACT[6])]
     return [
         pytest.param(
@@ -90,7 +95,7 @@ def cases() -> list:
         )
         for number, name in enumerate(TRANSFORMS)
         for column, settings in enumerate(EXACT)
-        if name == "repetition_penalty" or (name, settings) in quick or (number + column) % 4 == 0
+        if WHOLE or name == "repetition_penalty" or (name, settings) in quick or (number + column) % 4 == 0
     ]
 
 
@@ -106,16 +111,16 @@ def problem_with(name: str, settings: dict, backbone=tiny_gpt2, make=None):
 )
 def test_samplers_have_the_enumerated_transformed_distribution(name, settings):
     model, rows, config, allowed = problem_with(name, settings)
-    samples = 100_000 if settings == EXACT[3] and name == "repetition_penalty" else 8_000
+    samples = 100_000 if settings == EXACT[3] and name == "repetition_penalty" else SAMPLES
     assert min(chi_square_p(model, rows, config, samples=samples, allowed=allowed)) > 0.001
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(TRANSFORMS)[::2])
+@pytest.mark.parametrize("name", list(TRANSFORMS)[:: 1 if WHOLE else 2])
 @pytest.mark.parametrize("settings", [EXACT[2], EXACT[7], EXACT[8]], ids=str)
 def test_gaps_that_end_have_the_enumerated_transformed_distribution(name, settings):
     model, rows, config, allowed = problem_with(name, settings, make=open_problem)
-    assert min(chi_square_p(model, rows, config, samples=8_000, allowed=allowed)) > 0.001
+    assert min(chi_square_p(model, rows, config, samples=SAMPLES, allowed=allowed)) > 0.001
 
 
 @pytest.mark.slow
@@ -124,7 +129,7 @@ def test_gaps_that_end_have_the_enumerated_transformed_distribution(name, settin
 @pytest.mark.parametrize("backbone", [tiny_xlnet, tiny_llama])
 def test_transformed_distributions_of_other_backbones(backbone, settings, name):
     model, rows, config, allowed = problem_with(name, settings, backbone)
-    assert min(chi_square_p(model, rows, config, samples=8_000, allowed=allowed)) > 0.001
+    assert min(chi_square_p(model, rows, config, samples=SAMPLES, allowed=allowed)) > 0.001
 
 
 @pytest.mark.parametrize("name", ["top_p", "repetition_penalty", "allowed"])
@@ -137,7 +142,7 @@ def test_a_sampler_that_transforms_only_the_target_is_not_exact(monkeypatch, nam
 
     monkeypatch.setattr(DecodeState, "draft_log_probs", untransformed)
     model, rows, config, allowed = problem_with(name, {"sampler": "assd", "draft": "blind", "k": 3})
-    assert min(chi_square_p(model, rows, config, samples=8_000, allowed=allowed, forbidden=True)) < 1e-6
+    assert min(chi_square_p(model, rows, config, samples=SAMPLES, allowed=allowed, forbidden=True)) < 1e-6
 
 
 def test_a_penalty_that_ignores_drafts_is_not_exact(monkeypatch):

@@ -103,6 +103,7 @@ EXACT = [
     {"sampler": "fused", "coupling": "gumbel", "k": 2},
     {"sampler": "fused", "draft": "blind", "coupling": "block", "k": 2},
     {"sampler": "fused", "k": 4, "adaptive": True},
+    {"sampler": "assd", "k": 4, "adaptive": True},
     {"sampler": "assd", "k": 3, "draft_temperature": 0.3},
     {"sampler": "fused", "coupling": "block", "k": 3, "draft_temperature": 2.0},
     {"sampler": "assd", "draft": "blind", "coupling": "residual", "k": 3},
@@ -112,5 +113,8 @@ EXACT = [
 @pytest.fixture
 def fixed_latency(monkeypatch):
     """Latencies at which windows of different lengths pay, as more or fewer drafts are accepted."""
-    policy = AdaptiveWindow(np.array([10.0, 13.0, 15.5, 17.5, 19.0]))
-    monkeypatch.setattr(sampling, "adaptive_window_for", lambda *arguments: policy)
+    policies = {
+        "fused": AdaptiveWindow(np.array([10.0, 13.0, 15.5, 17.5, 19.0])),
+        "assd": AdaptiveWindow(np.array([10.0, 20.0, 21.5, 23.0]), shortest=1, certain=1),
+    }
+    monkeypatch.setattr(sampling, "adaptive_window_for", lambda *arguments: policies[arguments[-1].sampler])

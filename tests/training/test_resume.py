@@ -14,11 +14,13 @@ import time
 import pytest
 import torch
 
+from asarm.data.config import CorpusConfig
 from asarm.training import checkpoint
+from asarm.training.draft_head import DraftHeadConfig, train_draft_head
 from asarm.training.run_folder import ADDED, RunFolder
 from asarm.training.trainer import Trainer
 from asarm.utils.errors import InputError
-from support.training import assert_same_weights, die_at, run_config, steps
+from support.training import assert_same_weights, die_at, run_config, steps, weights
 
 
 def test_a_resumed_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypatch):
@@ -34,6 +36,23 @@ def test_a_resumed_run_ends_with_the_same_weights_and_metrics(tmp_path, monkeypa
         for run in (tmp_path / "whole", tmp_path / "run")
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_a_model_with_a_draft_head_is_resumed(tmp_path, monkeypatch):
+    """The head stays as it is: it is trained by itself, and the optimiser has no state for it."""
+    Trainer(run_config(tmp_path, output_dir=str(tmp_path / "first"), max_steps=2)).run()
+    corpus = CorpusConfig(train_files=[str(tmp_path / "prose.txt")], cache_dir=str(tmp_path / "cache"), held_out=0.1)
+    first, headed = str(tmp_path / "first" / "model"), str(tmp_path / "headed" / "model")
+    train_draft_head(DraftHeadConfig(corpus, first, output_dir=headed, batches=2, max_steps=2, block_size=32))
+    options = {"init_from": headed, "max_steps": 20, "optimizer": "muon"}
+    Trainer(run_config(tmp_path, output_dir=str(tmp_path / "whole"), **options)).run()
+    die_at(Trainer(run_config(tmp_path, **options)), monkeypatch, 10)
+    Trainer(run_config(tmp_path, **options)).run()
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    before, after = (weights(tmp_path / name) for name in ("headed", "run"))
+    heads = [name for name in before if name.startswith("draft_head.")]
+    assert heads
+    assert all(torch.equal(before[name], after[name]) for name in heads)
 
 
 def test_a_finished_run_is_not_trained_on(tmp_path):

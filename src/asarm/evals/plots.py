@@ -8,7 +8,7 @@ from asarm.utils.plotting import save_figure
 
 COLOURS = {
     "sequential": "C0", "assd-self": "C1", "assd-ngram": "C2", "parallel": "C3", "fused": "C4", "fused-blind": "C5",
-    "fused-adaptive": "C6",
+    "fused-adaptive": "C6", "assd-adaptive": "C8",
 }  # fmt: skip
 
 

@@ -121,6 +121,8 @@ class AsArm:
             model.config.white_space = white_space
         elif getattr(model.config, "white_space", None) is None:
             model.config.white_space = branch_white_space(config.model_type, name, revision)
+        if model.draft_head is not None:
+            model.draft_head.requires_grad_(False)  # transformers makes all weights that it reads trainable
         pack_weights(model)
         return model
 

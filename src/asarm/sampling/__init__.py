@@ -49,7 +49,7 @@ def sample(
     Rows with the same prompt share the reading of it: that is one call of the network before the first token, which is
         not counted as a function evaluation.
     seeds: one integer a row. The outcome of a row is a function of its seed, its prompt and the settings: it depends
-        neither on the other rows of the batch nor on its index there (up to floating-point ties). With adaptive windows
+        neither on the other rows of the batch nor on its index there (up to rounding). With adaptive windows
         its text is; its cost depends on the clock, too.
     trace: whether to keep all drafts and what became of them; or a function that gets the index of a row and each of
         its steps as they come (an exception that it raises ends the decoding).

@@ -1,4 +1,4 @@
-"""Adaptive windows for the fused sampler: the number of drafts with the highest throughput on this machine.
+"""Adaptive windows for fused and assd: the number of drafts with the highest throughput on this machine.
 
 The latency of a step with windows of k drafts is measured once for a model and a shape of batch, and the share of
 accepted drafts is tracked while decoding; k is what maximises throughput by both. Neither depends on drafts yet to be
@@ -8,14 +8,17 @@ evaluations. Where drafting does not pay, k is 0, and a step costs what one of t
 """
 
 import time
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from asarm.models.compiled import DecodingModel
+from asarm.sampling.assd import AssdDecoding, assd_ngram_step, assd_step
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.fused import FusedDecoding, fused_step
+from asarm.sampling.windows import WindowedDecoding
 from asarm.tokenization.batch import InfillBatch
 
 PRIOR_ACCEPTANCE = 0.7  # of all drafts before any was verified: optimistic, or else none would be tried
@@ -23,9 +26,17 @@ PRIOR_WEIGHT = 8.0  # verified drafts that the prior of a column counts for
 DECAY = 0.995  # weight of a count after one more step: acceptance changes from sequence to sequence
 PROBED_SIZES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # lengths of windows; latencies between them are interpolated
 REPEATS = 3  # timed steps of each length, after one that is not: it verifies a window of the previous length
-PROBES = 2  # runs through all lengths
-UPDATE_INTERVAL = 8  # steps between two choices of k
+PROBES = 3  # runs through all lengths
+UPDATE_INTERVAL = 4  # steps between two choices of k
+LEAST_GAIN = 1.1  # of throughput, for drafts to be worth it: latencies are measured, and rows finish at different times
 
+DECODINGS: dict[tuple[str, str], tuple[Callable[..., WindowedDecoding], Callable[..., torch.Tensor]]] = {
+    ("fused", "self"): (FusedDecoding, fused_step),
+    ("fused", "blind"): (FusedDecoding, fused_step),
+    ("assd", "self"): (AssdDecoding, assd_step),
+    ("assd", "blind"): (AssdDecoding, assd_step),
+    ("assd", "ngram"): (AssdDecoding, assd_ngram_step),
+}  # by sampler and draft: a state, and its step
 
 _windows: WeakKeyDictionary = WeakKeyDictionary()  # model -> shape and settings -> AdaptiveWindow
 
@@ -33,22 +44,33 @@ _windows: WeakKeyDictionary = WeakKeyDictionary()  # model -> shape and settings
 def adaptive_window_for(model: DecodingModel, batch: int, length: int, config: SamplerConfig) -> "AdaptiveWindow":
     """The policy for batches of about that shape: made at the first call, and kept with its counts for later ones."""
     windows = _windows.setdefault(model, {})
-    key = (batch.bit_length(), length.bit_length(), config.k, config.coupling, config.draft, torch.get_num_threads())
+    threads = torch.get_num_threads()
+    key = (batch.bit_length(), length.bit_length(), config.sampler, config.k, config.coupling, config.draft, threads)
     if key not in windows:
-        windows[key] = AdaptiveWindow(measure_latency(model, batch, length, config))
+        certain = int(config.sampler == "assd" and config.draft != "ngram")
+        latency = measure_latency(model, batch, length, config)
+        windows[key] = AdaptiveWindow(latency, shortest_window(config), certain)
     return windows[key]
 
 
-class AdaptiveWindow:
-    """The k with the highest throughput, by the latency of a step and the acceptance so far.
+def shortest_window(config: SamplerConfig) -> int:
+    """Drafts of the shortest window: the first draft of assd is the token that sequential decoding draws."""
+    return int(config.sampler == "assd")
 
-    A step decides one token and, for each j <= k, another one with the probability that the first j drafts are all
-    accepted.
+
+class AdaptiveWindow:
+    """The k with the highest throughput, by the latency of a step and the acceptance so far; the shortest window
+    unless another one is faster by a margin.
+
+    A step of fused decides one token and, for each j <= k, another one with the probability that the first j drafts are
+    all accepted; one of assd likewise for each j < k.
     """
 
-    def __init__(self, latency: np.ndarray):
-        """latency: seconds of a step with windows of 0 .. max_k drafts, [max_k + 1] float64."""
-        self.latency, self.max_k = latency, len(latency) - 1
+    def __init__(self, latency: np.ndarray, shortest: int = 0, certain: int = 0):
+        """latency: seconds of a step with windows of shortest .. max_k drafts, [max_k - shortest + 1] float64.
+        certain: how many drafts of a window are always accepted."""
+        self.latency, self.shortest, self.certain = latency, shortest, certain
+        self.max_k = shortest + len(latency) - 1
         # By column of the window: drafts up to the first rejection, and accepted drafts.
         self.verified, self.accepted = np.zeros((2, self.max_k))
         self.steps, self.k = 0, self.best_k()
@@ -64,21 +86,26 @@ class AdaptiveWindow:
             self.k = self.best_k()
 
     def best_k(self) -> int:
-        """The k with the highest expected throughput. Later columns are verified rarely, so the estimate of the
+        """The k to be used next. Later columns are verified rarely, so the estimate of the
         column before is the prior of each."""
         rate, tokens, all_accepted = PRIOR_ACCEPTANCE, [1.0], 1.0
-        for verified, accepted in zip(self.verified, self.accepted, strict=True):
-            rate = (accepted + PRIOR_WEIGHT * rate) / (verified + PRIOR_WEIGHT)
-            all_accepted *= rate
+        for column in range(len(self.latency) - 1):
+            if column >= self.certain:
+                rate = (self.accepted[column] + PRIOR_WEIGHT * rate) / (self.verified[column] + PRIOR_WEIGHT)
+                all_accepted *= rate
             tokens.append(tokens[-1] + all_accepted)
-        return int((np.array(tokens) / self.latency).argmax())
+        throughput = np.array(tokens) / self.latency
+        throughput[0] *= LEAST_GAIN
+        return self.shortest + int(throughput.argmax())
 
 
 def measure_latency(model: DecodingModel, batch: int, length: int, config: SamplerConfig) -> np.ndarray:
-    """Seconds of a step for a batch of that shape with windows of 0 .. config.k drafts: [k + 1] float64."""
-    sizes = [k for k in PROBED_SIZES if k < config.k] + [config.k]
+    """Seconds of a step for a batch of that shape with windows of all lengths up to config.k drafts, from the shortest
+    on: float64."""
+    shortest = shortest_window(config)
+    sizes = [k for k in PROBED_SIZES if shortest <= k < config.k] + [config.k]
     probes = [_probe(model, batch, length, sizes, config) for _ in range(PROBES)]
-    return np.interp(np.arange(config.k + 1), sizes, np.min(probes, axis=0))
+    return np.interp(np.arange(shortest, config.k + 1), sizes, np.min(probes, axis=0))
 
 
 class LatencyProbe:
@@ -102,11 +129,12 @@ def _probe(model: DecodingModel, batch: int, length: int, sizes: list[int], conf
     length = max(length, targets + 1)
     tokens = torch.randint(model.config.vocab_size, (batch, length), device=model.device)
     target = (torch.arange(length, device=model.device) >= length - targets).expand(batch, -1)
-    decoding = FusedDecoding(model, InfillBatch(tokens, ~target, target), config, range(batch), False, policy)
+    decoding_of, step = DECODINGS[config.sampler, config.draft]
+    decoding = decoding_of(model, InfillBatch(tokens, ~target, target), config, range(batch), False, policy)
     seconds = []
     for _ in range(steps):
         before = time.perf_counter()
-        decoding.step(fused_step)
+        decoding.step(step)
         decoding.look()  # waits for the device
         seconds.append(time.perf_counter() - before)
     return np.reshape(seconds, (len(sizes), REPEATS + 1))[:, 1:].min(1).tolist()

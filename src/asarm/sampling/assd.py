@@ -6,7 +6,8 @@ verify, and commit those that are accepted.
 Shapes: B rows, K drafts in the window, N tokens of a sequence, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
 from asarm.sampling.result import SampleResult, TraceOption
 from asarm.sampling.verification import DraftWindow
+from asarm.sampling.windows import FixedWindow, WindowedDecoding, WindowPolicy
 from asarm.tokenization.batch import InfillBatch
 
 NO_TOKEN, NO_PAIR = -1, -2  # instead of a token to the left
@@ -27,26 +29,51 @@ def sample_assd(
     config: SamplerConfig,
     seeds: Sequence[int],
     trace: TraceOption,
+    policy: WindowPolicy | None = None,
     allowed: torch.Tensor | None = None,
 ) -> SampleResult:
-    """Exact when tolerance is 0; NFE <= targets. Arguments as in `asarm.sampling.sample`."""
-    state = DecodeState(model, batch, config, seeds, trace, window=config.k, lookahead=config.k, allowed=allowed)
+    """Exact when tolerance is 0; NFE <= targets. Arguments as in `asarm.sampling.sample`.
+
+    policy: lengths of windows, at least 1; without one they have config.k drafts.
+    """
+    policy = policy or FixedWindow(config.k)
+    decoding = AssdDecoding(model, batch, config, seeds, trace, policy, allowed)
     if config.draft == "ngram":
-        return state.run(assd_ngram_step, config.k)
+        return decoding.run(assd_ngram_step, policy.max_k)
     # The first draft was drawn from its target distribution: it needs no verification if it is the only one.
-    return state.run(assd_step, config.k, evaluations=lambda size: 1 + (size > 1))
+    return decoding.run(assd_step, policy.max_k, evaluations=lambda size: 1 + (size > 1))
 
 
-def assd_step(state: DecodeState) -> torch.Tensor:
+class AssdDecoding(WindowedDecoding):
+    """A state, and the columns that are chosen for its steps."""
+
+    def __init__(
+        self,
+        model: DecodingModel,
+        batch: InfillBatch,
+        config: SamplerConfig,
+        seeds: Sequence[int],
+        trace: TraceOption,
+        policy: WindowPolicy,
+        allowed: torch.Tensor | None = None,
+    ):
+        super().__init__(model, batch, config, seeds, trace, policy, lookahead=policy.max_k, allowed=allowed)
+
+    def step(self, step: Callable[..., torch.Tensor], *arguments: Any) -> None:
+        """As in `DecodeState`, with the columns of the window: where values can be seen, those that some row needs."""
+        columns = min(self.policy.k, self.longest) if self.sees_values else self.policy.k
+        super().step(step, columns, *arguments)
+
+
+def assd_step(state: DecodeState, columns: int) -> torch.Tensor:
     """Draft, verify and commit one window, drafted by the model: an outcome of `DecodeState.commit`."""
-    columns = _columns(state)
     window = _self_draft(state, columns)
     return _verify(state, window, _evaluate_self(state, window))
 
 
-def assd_ngram_step(state: DecodeState) -> torch.Tensor:
+def assd_ngram_step(state: DecodeState, columns: int) -> torch.Tensor:
     """As `assd_step`, drafted by an n-gram table: one function evaluation."""
-    window = _ngram_draft(state, _columns(state))
+    window = _ngram_draft(state, columns)
     ranks = state.next_ranks(window.tokens.shape[1])
     new = state.uncached + ranks.shape[1] - 1
     log_p = state.query_log_probs(state.decoded + window.size - 1, ranks, ranks, new)
@@ -57,11 +84,6 @@ def _verify(state: DecodeState, window: DraftWindow, log_p: torch.Tensor) -> tor
     """Verify and commit a window, by the target log-probs [B, K, V] of its drafts."""
     accepted, next_tokens = state.verify(window, log_p)
     return state.commit(window.tokens, window.size, accepted, next_tokens, columns=window.tokens.shape[1])
-
-
-def _columns(state: DecodeState) -> int:
-    """Columns of the window: drafts of the row with the most. Where values cannot be seen it is always k."""
-    return min(state.config.k, state.longest) if state.sees_values else state.config.k
 
 
 def _self_draft(state: DecodeState, columns: int) -> DraftWindow:

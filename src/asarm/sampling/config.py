@@ -20,7 +20,7 @@ class SamplerConfig(Transforms):
     )
     k: int = option(5, "tokens drafted in one iteration of assd or fused")
     adaptive: bool = option(
-        False, "fused drafts as many tokens, k at most, as it measures to be fastest; the text does not depend on it"
+        False, "draft as many tokens, k at most, as are measured to be fastest; the text does not depend on it"
     )
     steps: int = option(16, "network calls of the parallel sampler")
     draft_temperature: float | None = option(
@@ -40,7 +40,10 @@ class SamplerConfig(Transforms):
             "fused drafts by the model, self or blind; ngram is for sampler assd",
         )
         check(self.k >= 1, f"k must be at least 1, not {self.k}")
-        check(not self.adaptive or self.sampler == "fused", "adaptive needs the fused sampler")
+        check(
+            not self.adaptive or self.sampler in ("assd", "fused"),
+            f"adaptive is for samplers that draft, assd and fused, not {self.sampler}",
+        )
         check(
             not self.adaptive or self.coupling == "gumbel",
             f"adaptive needs the gumbel coupling, not {self.coupling}: under others the text would depend on the clock",
@@ -60,6 +63,7 @@ NAMED_SAMPLERS: dict[str, dict[str, Any]] = {
     "sequential": {"sampler": "sequential"},
     "assd-self": {"sampler": "assd", "draft": "self"},
     "assd-ngram": {"sampler": "assd", "draft": "ngram"},
+    "assd-adaptive": {"sampler": "assd", "coupling": "gumbel", "adaptive": True},
     "fused": {"sampler": "fused"},
     "fused-blind": {"sampler": "fused", "draft": "blind"},
     "fused-adaptive": {"sampler": "fused", "coupling": "gumbel", "adaptive": True},

@@ -94,6 +94,7 @@ class DecodeState:
             targets=torch.from_numpy(total - prompt),
             proposed=torch.zeros(count, window, dtype=torch.long),
             accepted=torch.zeros(count, window, dtype=torch.long),
+            windows=torch.zeros(count, window + 1, dtype=torch.long),
             seconds=0.0,
             trace=new_traces(trace, count),
         )

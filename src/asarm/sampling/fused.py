@@ -13,41 +13,18 @@ queries, E width of states, V vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
-from asarm.sampling.result import Evaluations, SampleResult, TraceOption, one_evaluation
+from asarm.sampling.result import SampleResult, TraceOption
 from asarm.sampling.verification import DraftWindow, at_column
+from asarm.sampling.windows import FixedWindow, WindowedDecoding, WindowPolicy
 from asarm.tokenization.batch import InfillBatch
-
-
-class WindowPolicy(Protocol):
-    """How many tokens to draft. max_k: the longest window. k: drafts of the windows that the next evaluation prepares.
-
-    k may depend on decided tokens, costs and the outcomes of earlier verifications, not on drafts yet to be verified.
-    """
-
-    max_k: int
-    k: int
-
-    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
-        """Record a step: of size [B] drafts of the rows the first accepted [B] were accepted, int64."""
-
-
-class FixedWindow:
-    """Always k drafts."""
-
-    def __init__(self, k: int):
-        self.max_k = self.k = k
-
-    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
-        """No change."""
 
 
 class NextWindow:
@@ -104,7 +81,7 @@ def sample_fused(
     return FusedDecoding(model, batch, config, seeds, trace, policy, allowed).run(fused_step, policy.max_k + 1)
 
 
-class FusedDecoding(DecodeState):
+class FusedDecoding(WindowedDecoding):
     """A state with what the next window is drafted from, and the shapes that are chosen for its steps."""
 
     def __init__(
@@ -117,9 +94,8 @@ class FusedDecoding(DecodeState):
         policy: WindowPolicy,
         allowed: torch.Tensor | None = None,
     ):
-        longest = policy.max_k
-        super().__init__(model, batch, config, seeds, trace, longest, 2 * longest + 1, allowed)
-        self.policy, self.window = policy, NextWindow(self, longest)
+        super().__init__(model, batch, config, seeds, trace, policy, 2 * policy.max_k + 1, allowed)
+        self.window = NextWindow(self, policy.max_k)
         self.add_rows(self.window)
         self.prepared = 0  # drafts of the next window
 
@@ -128,13 +104,6 @@ class FusedDecoding(DecodeState):
         shape = self.shape()
         super().step(step, shape, *arguments)
         self.prepared = shape.prepared
-
-    def look(self, evaluations: Evaluations = one_evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As in `DecodeState`. The policy sees the outcomes, too."""
-        steps = super().look(evaluations)
-        for size, accepted in steps:
-            self.policy.update(size, accepted)
-        return steps
 
     def shape(self) -> Shape:
         """The shape of the next step. Where values can be seen nothing is asked for that no row has ranks for."""

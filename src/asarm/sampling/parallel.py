@@ -54,8 +54,9 @@ def sample_parallel(
         known = (known | filled) & ~absent
         if history is not None:
             _record_trace(history, tokens, decided)
+    nfe = nfe.cpu()
     none = torch.zeros(len(tokens), 0, dtype=torch.long)
-    return SampleResult(tokens, nfe.cpu(), drawn.cpu(), none, none, 0.0, history)
+    return SampleResult(tokens, nfe, drawn.cpu(), none, none, nfe[:, None], 0.0, history)
 
 
 def _assign_steps(target: torch.Tensor, steps: torch.Tensor, rng: CounterRNG) -> torch.Tensor:

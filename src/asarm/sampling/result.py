@@ -38,6 +38,7 @@ class SampleResult:
     targets: [B] int64, tokens drawn: all targets but those after the end of a gap's text.
     proposed, accepted: [B, k] int64, counts by column of the window: drafts up to the first rejection, that one
         included, and drafts accepted. k is 0 where nothing is drafted.
+    windows: [B, k + 1] int64, how many windows had 0, 1, ... k drafts.
     seconds: wall time of the whole batch.
     trace: the steps of each row, or None when not asked for.
     """
@@ -47,6 +48,7 @@ class SampleResult:
     targets: torch.Tensor
     proposed: torch.Tensor
     accepted: torch.Tensor
+    windows: torch.Tensor
     seconds: float
     trace: list[list[TraceStep]] | None = field(default=None, repr=False)
 
@@ -67,6 +69,7 @@ class SampleResult:
         self.targets.numpy()[rows] -= left_out
         self.proposed.numpy()[rows] += (column <= accepted[:, None]) & (column < size[:, None])
         self.accepted.numpy()[rows] += column < accepted[:, None]
+        self.windows.numpy()[rows, size] += 1
 
 
 # Whether to keep all steps; or a function that gets each as it comes, with the index of its row.

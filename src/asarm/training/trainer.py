@@ -123,6 +123,8 @@ class Trainer:
         self.open_batches()
         if self.is_main:
             logger.info("%s", self.summary.describe())
+            if self.model.draft_head is not None:
+                logger.info("the draft head stays as it is: train it again for the new weights (asarm draft_head)")
 
     def open_batches(self) -> None:
         """Begin to read at the current step."""

@@ -31,7 +31,7 @@ from asarm.utils.errors import InputError
 from support.results import interrupted_copy, lines_of, without_times
 
 # Adaptive windows are as long as pays at the moment, so that no two runs need to cost the same.
-REPEATABLE = [name for name in NAMED_SAMPLERS if name != "fused-adaptive"]
+REPEATABLE = [name for name in NAMED_SAMPLERS if not name.endswith("-adaptive")]
 NUM_TEXTS, LENGTH, BATCH = 5, 32, 2
 
 
@@ -78,14 +78,15 @@ def test_every_text_is_decoded_once_by_every_variant(finished):
     assert all(line["nfe"] < masked for line in by_name["assd-self"].values())
 
 
-def test_adaptive_windows_change_the_cost_only(tmp_path, settings):
-    """Texts and scores of fused-adaptive are those of sequential, whatever the clock says."""
-    changes = {"samplers": ["sequential", "fused-adaptive"], "k_sweep_texts": 0, "output_dir": str(tmp_path)}
+@pytest.mark.parametrize("name", ["fused-adaptive", "assd-adaptive"])
+def test_adaptive_windows_change_the_cost_only(tmp_path, settings, name):
+    """Texts and scores are those of sequential, whatever the clock says."""
+    changes = {"samplers": ["sequential", name], "k_sweep_texts": 0, "output_dir": str(tmp_path)}
     evaluate(from_options(DecodingEvalConfig, **(settings | changes)))
     by_name = decoding_metrics.by_variant(lines_of(tmp_path))
     for index, line in by_name["sequential"].items():
         for field in ("text", "gen_nll", "entropy"):
-            assert by_name["fused-adaptive"][index][field] == line[field]
+            assert by_name[name][index][field] == line[field]
 
 
 def test_visible_tokens_stay(finished, settings, tiny_folder):
@@ -310,15 +311,16 @@ def made_line(index, batch, variant="assd-self", **values):
     return {
         "model": "m", "length": 11, "index": index, "batch": batch, "batch_size": 2, "variant": variant,
         "sampler": variant.split("-k")[0], "k": 2, "tolerance": 0.0, "nfe": 5, "targets": 10, "seconds": 1.0,
-        "proposed": [5, 5], "accepted": [5, 2], "gen_nll": 2.0, "gen_ppl": 7.4, "entropy": 5.0,
+        "proposed": [5, 5], "accepted": [5, 2], "windows": [0, 0, 5], "gen_nll": 2.0, "gen_ppl": 7.4, "entropy": 5.0,
     } | values  # fmt: skip
 
 
 def test_acceptance_is_pooled_and_seconds_count_batches():
     lines = [made_line(0, 0, seconds=1.0), made_line(1, 0, seconds=1.0), made_line(2, 1, seconds=4.0)]
-    lines[2] |= {"proposed": [4, 3], "accepted": [4, 1], "nfe": 4}
+    lines[2] |= {"proposed": [4, 3], "accepted": [4, 1], "windows": [0, 1, 3], "nfe": 4}
     found = decoding_metrics.summarise(lines)["variants"]["assd-self"]
     assert found["acceptance"] == [1.0, pytest.approx(5 / 13)]
+    assert found["mean_window"] == pytest.approx(27 / 14)
     assert found["seconds"] == {"mean": 2.5, "se": pytest.approx(1.5), "n": 2}
     assert found["tokens_per_nfe"]["mean"] == pytest.approx((2 + 2 + 2.5) / 3)
     assert found["most_nfe_per_target"] == 0.5

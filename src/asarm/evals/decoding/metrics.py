@@ -5,6 +5,7 @@ Names of variants are unique over models and lengths: where a run has several of
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from asarm.evals.decoding.config import BATCH_1
 from asarm.evals.stats import BASELINE, equality, mean_se, paired
@@ -48,21 +49,24 @@ def batch_seconds(samples: Samples) -> dict[int, float]:
 
 
 def summarise_variant(samples: Samples) -> dict:
-    """Means, standard errors and n of one variant, and its acceptance by index in the draft window."""
+    """Means, standard errors and n of one variant, its acceptance by index in the draft window, and how long windows
+    were on the average."""
     rows = list(samples.values())
-    width = max(len(row["proposed"]) for row in rows)
-    proposed, accepted = (
-        [sum(row[key][index] for row in rows if index < len(row[key])) for index in range(width)]
-        for key in ("proposed", "accepted")
-    )
+    proposed, accepted, windows = (summed([row[key] for row in rows]) for key in ("proposed", "accepted", "windows"))
     return {
         **{key: rows[0][key] for key in ("model", "length", "variant", "sampler", "k", "tolerance", "batch_size")},
         **costs_and_quality(rows, list(batch_seconds(samples).values())),
         "most_nfe_per_target": max(row["nfe"] / row["targets"] for row in rows),
         "proposed": proposed,
         "accepted": accepted,
+        "mean_window": sum(size * count for size, count in enumerate(windows)) / sum(windows),
         "acceptance": [a / p if p else None for a, p in zip(accepted, proposed, strict=True)],
     }
+
+
+def summed(counts: Sequence[Sequence[int]]) -> list[int]:
+    """Counts of several texts, as one; those of some may end earlier."""
+    return [sum(column) for column in zip_longest(*counts, fillvalue=0)]
 
 
 def costs_and_quality(rows: Sequence[dict], seconds: Sequence[float]) -> dict:

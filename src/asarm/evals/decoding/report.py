@@ -13,7 +13,7 @@ SHORT = {"nfe": "NFE", "perplexity": "gen. PPL"}  # what is printed of sweeps
 def table(metrics: dict) -> str:
     """All metrics as Markdown. Mean ± standard error over texts; seconds over batches."""
     variants, comparisons = _main_variants(metrics), _main_comparisons(metrics)
-    drafting = {name: one["acceptance"] for name, one in variants.items() if one["acceptance"]}
+    drafting = {name: one for name, one in variants.items() if one["acceptance"]}
     parts = [_variant_table(variants), _models_differ(variants)]
     parts += _comparison_table(comparisons) if comparisons else []
     parts += _acceptance_table(drafting) if drafting else []
@@ -150,14 +150,15 @@ def _times_as_fast(seconds: dict) -> str:
     return f"{seconds['speedup']:.2f}, {p_text(seconds['t_test_p'])}"
 
 
-def _acceptance_table(drafting: dict[str, list[float | None]]) -> list[str]:
-    width = max(map(len, drafting.values()))
-    rows = [
-        [name, *("-" if share is None else f"{share:.3f}" for share in shares), *[""] * (width - len(shares))]
-        for name, shares in drafting.items()
-    ]
-    table = markdown_table(["variant", *map(str, range(1, width + 1))], rows)
-    return ["Share of verified drafts that were accepted, by index in the window.\n", table]
+def _acceptance_table(drafting: dict[str, dict]) -> list[str]:
+    width = max(len(one["acceptance"]) for one in drafting.values())
+    rows = []
+    for name, one in drafting.items():
+        shares = ["-" if share is None else f"{share:.3f}" for share in one["acceptance"]]
+        rows.append([name, f"{one['mean_window']:.2f}", *shares, *[""] * (width - len(shares))])
+    table = markdown_table(["variant", "drafts", *map(str, range(1, width + 1))], rows)
+    about = "Mean number of drafts in a window, and the share of verified drafts that were accepted, by index in it.\n"
+    return [about, table]
 
 
 def _sweep_table(sweep: dict[str, list[dict]], swept: str) -> list[str]:

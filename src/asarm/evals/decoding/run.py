@@ -141,6 +141,7 @@ class DecodingEvaluation(Evaluation[int]):
                 "seconds": result.seconds / len(index),  # wall time of the batch over its sequences
                 "proposed": result.proposed[row].tolist(),
                 "accepted": result.accepted[row].tolist(),
+                "windows": result.windows[row].tolist(),
                 "gen_nll": scores[row].nll,
                 "gen_ppl": math.exp(scores[row].nll),
                 "entropy": scores[row].entropy,

@@ -1,0 +1,61 @@
+"""How many tokens a step drafts: policies, and the state of samplers that follow one."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from asarm.models.compiled import DecodingModel
+from asarm.sampling.config import SamplerConfig
+from asarm.sampling.decode_state import DecodeState
+from asarm.sampling.result import Evaluations, TraceOption, one_evaluation
+from asarm.tokenization.batch import InfillBatch
+
+
+class WindowPolicy(Protocol):
+    """How many tokens to draft. max_k: the longest window. k: drafts of the next window that is chosen.
+
+    k may depend on decided tokens, costs and the outcomes of earlier verifications, not on drafts yet to be verified.
+    """
+
+    max_k: int
+    k: int
+
+    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
+        """Record a step: of size [B] drafts of the rows the first accepted [B] were accepted, int64."""
+
+
+class FixedWindow:
+    """Always k drafts."""
+
+    def __init__(self, k: int):
+        self.max_k = self.k = k
+
+    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
+        """No change."""
+
+
+class WindowedDecoding(DecodeState):
+    """A state whose steps have windows as a policy chooses them, and which shows the policy what became of them."""
+
+    def __init__(
+        self,
+        model: DecodingModel,
+        batch: InfillBatch,
+        config: SamplerConfig,
+        seeds: Sequence[int],
+        trace: TraceOption,
+        policy: WindowPolicy,
+        lookahead: int,
+        allowed: torch.Tensor | None = None,
+    ):
+        super().__init__(model, batch, config, seeds, trace, policy.max_k, lookahead, allowed)
+        self.policy = policy
+
+    def look(self, evaluations: Evaluations = one_evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As in `DecodeState`."""
+        steps = super().look(evaluations)
+        for size, accepted in steps:
+            self.policy.update(size, accepted)
+        return steps
