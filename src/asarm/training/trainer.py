@@ -123,7 +123,7 @@ class Trainer:
         self.open_batches()
         if self.is_main:
             logger.info("%s", self.summary.describe())
-            if self.model.draft_head is not None:
+            if self.summary.model.draft_head:
                 logger.info("the draft head stays as it is: train it again for the new weights (asarm draft_head)")
 
     def open_batches(self) -> None:
