@@ -1,7 +1,5 @@
 """Transforms against those of `transformers`; every sampler against the enumerated transformed joint; greedy texts."""
 
-import os
-
 import pytest
 import torch
 from transformers.generation import logits_process
@@ -12,7 +10,7 @@ from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
 from asarm.tokenization.transforms import TokenIds, Transforms, completing
 from asarm.utils.errors import InputError
-from support.enumeration import EXACT, VOCABULARY, chi_square_p, open_problem, ragged_problem
+from support.enumeration import EXACT, SAMPLES, VOCABULARY, WHOLE_GRID, chi_square_p, open_problem, ragged_problem
 from support.models import random_batch, tiny_gpt2, tiny_llama, tiny_xlnet
 
 pytestmark = pytest.mark.usefixtures("fixed_latency")
@@ -29,8 +27,7 @@ TRANSFORMS = {
             "bad_words_ids": [[1, 1]], "suppress_tokens": [3]},
 }  # fmt: skip
 WITH_MASK = ("allowed", "all")
-WHOLE = os.environ.get("WHOLE_GRID") == "1"  # every transform with every sampler, 100,000 samples each: an hour or two
-SAMPLES = 100_000 if WHOLE else 8_000
+FEW = SAMPLES if WHOLE_GRID else 8_000
 
 
 def allowed_mask(target: torch.Tensor) -> torch.Tensor:
@@ -95,7 +92,7 @@ def cases() -> list:
         )
         for number, name in enumerate(TRANSFORMS)
         for column, settings in enumerate(EXACT)
-        if WHOLE or name == "repetition_penalty" or (name, settings) in quick or (number + column) % 4 == 0
+        if WHOLE_GRID or name == "repetition_penalty" or (name, settings) in quick or (number + column) % 4 == 0
     ]
 
 
@@ -111,16 +108,16 @@ def problem_with(name: str, settings: dict, backbone=tiny_gpt2, make=None):
 )
 def test_samplers_have_the_enumerated_transformed_distribution(name, settings):
     model, rows, config, allowed = problem_with(name, settings)
-    samples = 100_000 if settings == EXACT[3] and name == "repetition_penalty" else SAMPLES
+    samples = SAMPLES if settings == EXACT[3] and name == "repetition_penalty" else FEW
     assert min(chi_square_p(model, rows, config, samples=samples, allowed=allowed)) > 0.001
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(TRANSFORMS)[:: 1 if WHOLE else 2])
+@pytest.mark.parametrize("name", list(TRANSFORMS)[:: 1 if WHOLE_GRID else 2])
 @pytest.mark.parametrize("settings", [EXACT[2], EXACT[7], EXACT[8]], ids=str)
 def test_gaps_that_end_have_the_enumerated_transformed_distribution(name, settings):
     model, rows, config, allowed = problem_with(name, settings, make=open_problem)
-    assert min(chi_square_p(model, rows, config, samples=SAMPLES, allowed=allowed)) > 0.001
+    assert min(chi_square_p(model, rows, config, samples=FEW, allowed=allowed)) > 0.001
 
 
 @pytest.mark.slow
@@ -129,7 +126,7 @@ def test_gaps_that_end_have_the_enumerated_transformed_distribution(name, settin
 @pytest.mark.parametrize("backbone", [tiny_xlnet, tiny_llama])
 def test_transformed_distributions_of_other_backbones(backbone, settings, name):
     model, rows, config, allowed = problem_with(name, settings, backbone)
-    assert min(chi_square_p(model, rows, config, samples=SAMPLES, allowed=allowed)) > 0.001
+    assert min(chi_square_p(model, rows, config, samples=FEW, allowed=allowed)) > 0.001
 
 
 @pytest.mark.parametrize("name", ["top_p", "repetition_penalty", "allowed"])
@@ -142,7 +139,7 @@ def test_a_sampler_that_transforms_only_the_target_is_not_exact(monkeypatch, nam
 
     monkeypatch.setattr(DecodeState, "draft_log_probs", untransformed)
     model, rows, config, allowed = problem_with(name, {"sampler": "assd", "draft": "blind", "k": 3})
-    assert min(chi_square_p(model, rows, config, samples=SAMPLES, allowed=allowed, forbidden=True)) < 1e-6
+    assert min(chi_square_p(model, rows, config, samples=FEW, allowed=allowed, forbidden=True)) < 1e-6
 
 
 def test_a_penalty_that_ignores_drafts_is_not_exact(monkeypatch):

@@ -54,6 +54,16 @@ def command(program, *arguments, cwd="/"):
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=cwd).stdout.strip()
 
 
+def finish(*arguments, cwd="/"):
+    """Hand in a job, or an array, and wait for its end, which `sbatch --wait` sees up to ten seconds late."""
+    number = command("sbatch", "--parsable", *arguments, cwd=cwd)
+    while command("squeue", "--noheader", "--jobs", number):
+        time.sleep(0.3)
+    codes = re.findall(r"\bExitCode=(\S*)", command("scontrol", "show", "job", number))
+    assert codes
+    assert set(codes) == {"0:0"}, f"job {number} ended with {codes}"
+
+
 class Job:
     """A job that was handed in in a folder, where its output goes, too."""
 
@@ -112,7 +122,7 @@ def test_evaluations(repo, tmp_path, results, where):
         cwd, wrapper = tmp_path, repo / wrapper
         (tmp_path / "src/scripts").mkdir(parents=True)
         (tmp_path / "src/scripts/environment.sh").write_text("echo the wrong copy; exit 1\n")
-    command("sbatch", "--wait", "--output=job.out", wrapper, *arguments.split(), cwd=cwd)
+    finish("--output=job.out", wrapper, *arguments.split(), cwd=cwd)
     assert str(repo / "results" / results) in (cwd / "job.out").read_text()
     assert (repo / "results" / results / "metrics.json").exists()
     assert [path.name for path in (repo / "results").iterdir()] == [results]
@@ -150,7 +160,7 @@ def test_an_array_shares_an_evaluation(repo, tmp_path, alone, results, options):
     """Four processes: those of four jobs, or those on two nodes of two jobs."""
     wrapper, arguments = EVALUATIONS[results]
     folder, output = tmp_path / "run", f"--output={tmp_path}/%a.out"
-    command("sbatch", "--wait", output, *options, repo / wrapper, *arguments.split(), "--output_dir", folder)
+    finish(output, *options, repo / wrapper, *arguments.split(), "--output_dir", folder)
     assert results_of(folder) == alone[results]
     logs = "".join(path.read_text() for path in tmp_path.glob("*.out"))
     assert logs.count(f": {folder}") == 1  # one process has merged
@@ -173,7 +183,7 @@ def test_a_pre_empted_evaluation_goes_on(repo, tmp_path):
     options = ["--partition=main", "--ntasks-per-node=2", repo / "_run_nlp_infill_eval.sh", *arguments.split()]
     job = Job(*options, "--output_dir", run, cwd=tmp_path)
     job.wait(lambda: any(path.stat().st_size for path in run.glob("samples-*.jsonl")), 100)
-    command("sbatch", "--wait", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "true")
+    finish("--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "true")
     job.complete(300)
     assert int(job.about("Restarts")) == 1
     left = [int(number) for number in re.findall(r"; (\d+) of \d+ gaps to fill", job.output)]
@@ -186,14 +196,14 @@ def test_a_pre_empted_evaluation_goes_on(repo, tmp_path):
 def test_training(repo, tmp_path, where):
     shutil.rmtree(repo / "results", ignore_errors=True)
     name, cwd = ("_run_training.sh", repo) if where == "in the repository" else (repo / "_run_training.sh", tmp_path)
-    command("sbatch", "--wait", name, "tiny", *SMALL, "--cache_dir", tmp_path, "--max_steps", 10, cwd=cwd)
+    finish(name, "tiny", *SMALL, "--cache_dir", tmp_path, "--max_steps", 10, cwd=cwd)
     run = repo / "results/train-tiny"
     assert [line["step"] for line in lines(run)] == list(range(1, 11))
     assert (run / "model/model.safetensors").exists()
     assert (run / "metrics.json").exists()
     # Its model decodes with the other wrapper.
     decode = ["--model", run / "model", "--num_texts", 2, "--length", 64, "--k_sweep_texts", 0]
-    command("sbatch", "--wait", repo / "_run_speculative_decoding.sh", "tiny", *decode, cwd=tmp_path)
+    finish(repo / "_run_speculative_decoding.sh", "tiny", *decode, cwd=tmp_path)
     assert (repo / "results/decode-tiny/metrics.json").exists()
 
 
@@ -203,9 +213,7 @@ def test_training_on_two_nodes_is_that_of_one_process(repo, tmp_path):
         run = tmp_path / f"on-{nodes}"
         options = [f"--nodes={nodes}", "--ntasks-per-node=1", "--partition=both", f"--output={tmp_path}/{nodes}.out"]
         settings = ["--max_steps", MORE + 1, "--gradient_accumulation_steps", 2 // nodes, "--cache_dir", tmp_path]
-        command(
-            "sbatch", "--wait", *options, repo / "_run_training.sh", "tiny", *SMALL, *settings, "--output_dir", run
-        )  # fmt: skip
+        finish(*options, repo / "_run_training.sh", "tiny", *SMALL, *settings, "--output_dir", run)
         losses.append([line["joint"] for line in lines(run)])
     assert_same_curve(*losses, 1e-3)
     assert losses[0][-1] < losses[0][0]
@@ -274,7 +282,7 @@ def test_time_is_up(limited):
 def pre_empt(job, run):
     """Let a job that is more urgent take the whole node for a moment."""
     job.wait(lambda: lines(run), 100)
-    command("sbatch", "--wait", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "true")
+    finish("--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap", "true")
 
 
 def test_pre_empted(train, limited):
