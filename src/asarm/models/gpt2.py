@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import Rotary, normed_linear, packed_linear, recompute_in_backward, rotate
+from asarm.models.ops import Rotary, normed_linear, packed_linear, recompute_in_backward, rotary_of, rotate
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check, check_at_least
 
@@ -59,10 +59,9 @@ class AnyOrderGPT2Config(PretrainedConfig):
 
 
 def rotary_table(positions: torch.Tensor, head_width: int, base: float) -> Rotary:
-    """Cosine and sine (float32) of the rotary angles at integer positions [B, R]."""
+    """What turns vectors of heads by the rotary angles at integer positions [B, R], float32."""
     exponents = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
-    angles = positions[:, None, :, None].float() * base**-exponents
-    return angles.cos(), angles.sin()
+    return rotary_of(positions[:, None, :, None].float() * base**-exponents)
 
 
 class Attention(nn.Module):

@@ -25,7 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
 from asarm.models.kv_cache import KeyValueCache, TokenCache
-from asarm.models.ops import Rotary, packed_linear, recompute_in_backward, rotate
+from asarm.models.ops import Rotary, packed_linear, recompute_in_backward, rotary_of, rotate
 from asarm.models.rank_order import left_neighbours
 from asarm.utils.config import check, check_at_least
 
@@ -99,9 +99,8 @@ class RotaryAngles(nn.Module):
         self.bits.copy_(torch.tensor(self.frequencies, device="cpu", dtype=torch.float32).view(torch.int32))
 
     def forward(self, positions: torch.Tensor) -> Rotary:
-        """Cosine and sine (float32) at integer positions [B, R]: [B, 1, R, D / 2] each."""
-        angles = positions[:, None, :, None].float() * self.bits.view(torch.float32)
-        return angles.cos() * self.scale, angles.sin() * self.scale
+        """What turns vectors of heads at integer positions [B, R], float32."""
+        return rotary_of(positions[:, None, :, None].float() * self.bits.view(torch.float32), self.scale)
 
 
 class MaskedBlock(NamedTuple):

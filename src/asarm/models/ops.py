@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-Rotary = tuple[torch.Tensor, torch.Tensor]  # cosine and sine of angles, [B, 1, R, D / 2] each
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cosine and signed sine of angles, [B, 1, R, D] each
 
 
 class PackedWeights:
@@ -99,8 +99,14 @@ def normed_linear(
     return recompute_in_backward(lambda x: packed_linear(norm(x), weight, bias), x)
 
 
+def rotary_of(angles: torch.Tensor, scale: float = 1.0) -> Rotary:
+    """What `rotate` takes, for angles [B, 1, R, D / 2]. scale: of the result's length."""
+    cos, sin = angles.cos() * scale, angles.sin() * scale
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Turn the halves of x [B, H, R, D] by angles."""
+    """Turn the halves of x [B, H, R, D] by angles: (a cos - b sin, b cos + a sin) for the halves a and b."""
     cos, sin = rotary
-    left, right = x.float().chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return (x * cos + swapped * sin).to(x.dtype)
