@@ -36,7 +36,7 @@ class Experiment:
 
 
 DECODE = "python -m asarm decode"
-TRAINED = ("any-subset", "masked-diffusion", "fim", "any-order", "any-rate", "paper-rate", "warm-up")
+TRAINED = ("any-subset", "masked-diffusion", "fim", "any-order", "any-rate", "paper-rate")
 EXACT = (
     "--text WIKITEXT --length 64 --batch_size 32 --k_sweep_texts 0 "
     "--samplers sequential assd-self fused --output_dir OUT"
@@ -55,7 +55,7 @@ TRAIN = "bash benchmarks/claims/train_adapters.sh ADAPTERS/passages.jsonl ADAPTE
 
 EXPERIMENTS = [
     Experiment("exact-tiny-text", 8, (f"{DECODE} tiny {EXACT} --num_texts 1000",)),
-    Experiment("exact-smollm2-text", 45, (f"{DECODE} small {EXACT} --num_texts 1000 --k 5",)),
+    Experiment("exact-smollm2-text", 11, (f"{DECODE} small {EXACT} --num_texts 200 --k 5",)),
     Experiment(
         "k-any-subset",
         10,
@@ -82,7 +82,7 @@ EXPERIMENTS = [
         10,
         (
             "python benchmarks/claims/held_out.py ADAPTERS/any-subset/model ADAPTERS/any-order/model "
-            "ADAPTERS/any-rate/model ADAPTERS/paper-rate/model ADAPTERS/warm-up/model "
+            "ADAPTERS/any-rate/model ADAPTERS/paper-rate/model "
             "--texts ADAPTERS/passages.jsonl --any_order --num_texts 48 --output OUT/held_out.json",
         ),
         "OUT/held_out.json",
