@@ -12,13 +12,8 @@ from asarm.tokenization.batch import InfillBatch
 SAMPLES, BATCH, LENGTH = 1000, 250, 14
 
 
-UNFILTERED = pytest.mark.xfail(reason="trained on books as they are: one of a thousand samples has a slur")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[UNFILTERED] if name == "tiny-text" else []) for name in bundled_names()]
-)
+@pytest.mark.parametrize("name", bundled_names())
 def test_samples_have_no_slurs(name):
     if name.startswith(smollm2.NAME) and not smollm2.cached_folder().is_dir():
         pytest.skip(f"{smollm2.NAME} is not in the cache, and tests download nothing")
