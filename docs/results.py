@@ -2,8 +2,8 @@
 
     python docs/results.py [--wikitext FILE] [--story_cloze FILE] [--only NAME ...]
 
-Ten minutes on two idle cores. Evaluation sets that are not part of the repository are given by options; without them
-their sections keep what they had. Run it from a clean checkout: the page says which commit printed the tables.
+Ten minutes on two idle cores; each section is written when it is done. Evaluation sets that are not part of the
+repository are given by options; without them their sections keep what they had. Run it from a clean checkout: the page says which commit printed the tables.
 """
 
 import argparse
@@ -53,7 +53,7 @@ SECTIONS = [
         "What each part of `fused` brings",
         "Every text alone (batch 1), variants taking turns on each text; `docs/decoding.md` explains the rows.",
         "python benchmarks/fused.py --text WIKITEXT --stories STORY_CLOZE --texts 3 --length 256 --gaps 16 "
-        "--code_models --parts table --output OUTPUT/fused.json",
+        "--text_models tiny-text --code_models --parts table --output OUTPUT/fused.json",
     ),
     Section(
         "drafts",
@@ -133,6 +133,12 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "-C", str(REPO), "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True, check=True
     ).stdout.strip()
+    header = (
+        "# Results\n\nWritten by `python docs/results.py`: each table under the command that prints it. Two cores of a "
+        "shared virtual\nmachine, float32, no GPU; times vary from run to run, ratios of one table less so. "
+        "`WIKITEXT` is WikiText-2's test part,\n`STORY_CLOZE` the validation stories of the Story Cloze Test; neither "
+        "is part of the repository.\n\n"
+    )
     for section in SECTIONS:
         missing = [name for name, path in files.items() if name in section.command and path is None]
         if missing or (arguments.only and section.name not in arguments.only):
@@ -144,14 +150,8 @@ def main() -> None:
         known[section.title] = (
             f"## {section.title}\n\n{about}```bash\n{command}\n```\n\n{shown}\n\n(commit {commit})\n\n"
         )
-    header = (
-        "# Results\n\nWritten by `python docs/results.py`: each table under the command that prints it. Two cores of a "
-        "shared virtual\nmachine, float32, no GPU; times vary from run to run, ratios of one table less so. "
-        "`WIKITEXT` is WikiText-2's test part,\n`STORY_CLOZE` the validation stories of the Story Cloze Test; neither "
-        "is part of the repository.\n\n"
-    )
-    ordered = [known[section.title] for section in SECTIONS if section.title in known]
-    PAGE.write_text(header + "".join(ordered).rstrip() + "\n", encoding="utf-8")
+        ordered = [known[section.title] for section in SECTIONS if section.title in known]
+        PAGE.write_text(header + "".join(ordered).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
