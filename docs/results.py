@@ -3,7 +3,8 @@
     python docs/results.py [--wikitext FILE] [--story_cloze FILE] [--only NAME ...]
 
 Ten minutes on two idle cores; each section is written when it is done. Evaluation sets that are not part of the
-repository are given by options; without them their sections keep what they had. Run it from a clean checkout: the page says which commit printed the tables.
+repository are given by options; without them their sections keep what they had. Run it from a clean checkout: the page
+says which commit printed the tables.
 """
 
 import argparse
