@@ -4,7 +4,8 @@ The latency of a step with windows of k drafts is measured once for a model and 
 accepted drafts is tracked while decoding; k is what maximises throughput by both. Neither depends on drafts yet to be
 verified, so the distribution stays exact. The windows depend on the clock, and on what was decoded before in the same
 process; the text does not, as adaptive windows are verified by the gumbel coupling. What does is the number of function
-evaluations. Where drafting does not pay, k is 0, and a step costs what one of the sequential sampler does.
+evaluations. Where drafting does not pay, windows are of no draft (fused) or of one (assd), and a step costs what one of
+the sequential sampler does.
 """
 
 import time
