@@ -221,5 +221,3 @@ def merge_adapter(model: AnyOrderModel) -> None:
             merge_row(model, path, layer)
     del model.peft_config
     model.requires_grad_(True)
-    if model.draft_head is not None:
-        model.draft_head.requires_grad_(False)

@@ -47,18 +47,6 @@ def sample_assd(
 class AssdDecoding(WindowedDecoding):
     """A state, and the columns that are chosen for its steps."""
 
-    def __init__(
-        self,
-        model: DecodingModel,
-        batch: InfillBatch,
-        config: SamplerConfig,
-        seeds: Sequence[int],
-        trace: TraceOption,
-        policy: WindowPolicy,
-        allowed: torch.Tensor | None = None,
-    ):
-        super().__init__(model, batch, config, seeds, trace, policy, lookahead=policy.max_k, allowed=allowed)
-
     def step(self, step: Callable[..., torch.Tensor], *arguments: Any) -> None:
         """As in `DecodeState`, with the columns of the window: where values can be seen, those that some row needs."""
         columns = min(self.policy.k, self.longest) if self.sees_values else self.policy.k

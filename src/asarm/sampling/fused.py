@@ -84,20 +84,17 @@ def sample_fused(
 class FusedDecoding(WindowedDecoding):
     """A state with what the next window is drafted from, and the shapes that are chosen for its steps."""
 
-    def __init__(
-        self,
-        model: DecodingModel,
-        batch: InfillBatch,
-        config: SamplerConfig,
-        seeds: Sequence[int],
-        trace: TraceOption,
-        policy: WindowPolicy,
-        allowed: torch.Tensor | None = None,
-    ):
-        super().__init__(model, batch, config, seeds, trace, policy, 2 * policy.max_k + 1, allowed)
-        self.window = NextWindow(self, policy.max_k)
+    def __init__(self, *arguments: Any):
+        """arguments: as in `WindowedDecoding`."""
+        super().__init__(*arguments)
+        self.window = NextWindow(self, self.policy.max_k)
         self.add_rows(self.window)
         self.prepared = 0  # drafts of the next window
+
+    @staticmethod
+    def lookahead(longest: int) -> int:
+        """The window after one whose drafts are all accepted ends there."""
+        return 2 * longest + 1
 
     def step(self, step: Callable[..., torch.Tensor], *arguments: Any) -> None:
         """As in `DecodeState`, with a shape."""

@@ -47,11 +47,16 @@ class WindowedDecoding(DecodeState):
         seeds: Sequence[int],
         trace: TraceOption,
         policy: WindowPolicy,
-        lookahead: int,
         allowed: torch.Tensor | None = None,
     ):
-        super().__init__(model, batch, config, seeds, trace, policy.max_k, lookahead, allowed)
+        longest = policy.max_k
+        super().__init__(model, batch, config, seeds, trace, longest, self.lookahead(longest), allowed)
         self.policy = policy
+
+    @staticmethod
+    def lookahead(longest: int) -> int:
+        """How many ranks, from the next one on, a step queries at most, by the drafts of the longest window."""
+        return longest
 
     def look(self, evaluations: Evaluations = one_evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
         """As in `DecodeState`."""
