@@ -36,7 +36,7 @@ class Experiment:
 
 
 DECODE = "python -m asarm decode"
-TRAINED = ("any-subset", "masked-diffusion", "fim", "any-order", "any-rate", "paper-rate")
+TRAINED = ("any-subset", "masked-diffusion", "fim", "any-order", "any-rate", "paper-rate", "warm-up")
 EXACT = (
     "--text WIKITEXT --length 64 --batch_size 32 --k_sweep_texts 0 "
     "--samplers sequential assd-self fused --output_dir OUT"
@@ -82,7 +82,7 @@ EXPERIMENTS = [
         10,
         (
             "python benchmarks/claims/held_out.py ADAPTERS/any-subset/model ADAPTERS/any-order/model "
-            "ADAPTERS/any-rate/model ADAPTERS/paper-rate/model "
+            "ADAPTERS/any-rate/model ADAPTERS/paper-rate/model ADAPTERS/warm-up/model "
             "--texts ADAPTERS/passages.jsonl --any_order --num_texts 48 --output OUT/held_out.json",
         ),
         "OUT/held_out.json",

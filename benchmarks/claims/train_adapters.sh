@@ -22,8 +22,9 @@ declare -A differs=(
     [masked-diffusion]="${gaps[*]} --objective parallel" # a target sees the prompt only
     [any-rate]="${any[*]}"                         # masking rates from 0.05 to 0.99
     [paper-rate]="${high[*]}"                      # the paper's last rates from the first step on
+    [warm-up]="${high[*]} --mask_start 0.15 --mask_warmup_steps $((steps / 2))" # and the same after a warm-up
 )
-[ $# -gt 0 ] || set -- any-subset masked-diffusion fim any-order any-rate paper-rate
+[ $# -gt 0 ] || set -- any-subset masked-diffusion fim any-order any-rate paper-rate warm-up
 for adapter in "$@"; do
     if [ "$adapter" = fim ]; then
         "$python" "$here/train_fim.py" "$texts" --output_dir "$output/fim" --max_steps "$steps"
