@@ -36,8 +36,11 @@ def packed_layer(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) 
 
 @needs_packing
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 9), (3, 5), (4, 8), (2, 40), (2, 0), (7,)])
-def test_packed_weights_give_the_usual_product(shape, dtype, packings):
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3,), (2, 3), (1, 9), (3, 5), (4, 8), (2, 40), (2, 0), (7,), ()])
+@pytest.mark.parametrize("is_large", [True, False])
+def test_packed_weights_give_the_usual_product(shape, dtype, is_large, packings, monkeypatch):
+    if is_large:  # few rows are padded
+        monkeypatch.setattr(ops, "LARGE", 0)
     layer = packed_layer(24, 40, dtype)
     x = torch.randn(*shape, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.inference_mode():

@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosine and signed sine of angles, [B, 1, R, D] each
+# oneDNN reads packed weights a fifth faster for four to six rows than for fewer; small weights are not worth a copy.
+FASTEST_ROWS, LARGE = 4, 400_000
 
 
 class PackedWeights:
@@ -78,7 +80,12 @@ def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     weights = _packed_weights.get(address)
     if weights is None or not weights.are_at(address) or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weights.packed(weight), bias, "none", [], "")
+    rows = x.numel() // x.shape[-1]
+    if rows >= FASTEST_ROWS or weight.numel() < LARGE:
+        return torch.ops.mkldnn._linear_pointwise(x, weights.packed(weight), bias, "none", [], "")
+    padded = F.pad(x.reshape(rows, -1), (0, 0, 0, FASTEST_ROWS - rows))  # [4, I]
+    out = torch.ops.mkldnn._linear_pointwise(padded, weights.packed(weight), bias, "none", [], "")
+    return out[:rows].view(*x.shape[:-1], -1)
 
 
 def recompute_in_backward(function: Callable[..., Any], *arguments: Any, random: bool = False) -> Any:

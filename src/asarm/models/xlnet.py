@@ -72,7 +72,7 @@ def sinusoids(span: int, config: AnyOrderXLNetConfig, device: torch.device) -> t
 class PositionedCache(KeyValueCache):
     """A cache that also holds the position of each rank.
 
-    tables: each layer's projected offsets [H, D, 2S-1], made once for the model and the span S of this cache.
+    tables: each layer's projected offsets [H, 2S-1, D], made once for the model and the span S of this cache.
     """
 
     def __init__(
@@ -101,31 +101,32 @@ class PositionedCache(KeyValueCache):
 
 
 class KeyWindow(NamedTuple):
-    """The keys that a block of rows reads, and where their offsets stand in a table [H, D, 2S-1] of all offsets.
+    """The keys that a block of rows reads, and where their offsets stand in a table [H, 2S-1, D] of all offsets.
 
     block: the rows, and how many ranks they reach.
-    low, high: the block needs the columns low..high-1 of the table.
-    columns: [B, rows, reach] int64, of those columns the one of each key, as counted from `low`.
+    low, high: the block needs the entries low..high-1 of the table.
+    index: [B, rows, reach] int64, of those entries the one of each key, as counted from `low`.
     unseen: [1 or B, 1, rows, reach] bool, the keys that a row does not see.
     """
 
     block: RowBlock
     low: int
     high: int
-    columns: torch.Tensor
+    index: torch.Tensor
     unseen: torch.Tensor
 
 
-def key_windows(blocks: list[RowBlock], columns: torch.Tensor, unseen: torch.Tensor, span: int) -> list[KeyWindow]:
-    """The window of each block: one block reads the whole table, several read the columns that they need.
+def key_windows(blocks: list[RowBlock], index: torch.Tensor, unseen: torch.Tensor, span: int) -> list[KeyWindow]:
+    """The window of each block: the part of the table that it needs, but all of it where a single block would make the
+    host wait for values.
 
-    columns: [B, C + Q, T] int64, in 0..2S-2, and unseen: [1 or B, 1, C + Q, T], of all rows.
+    index: [B, C + Q, T] int64, in 0..2S-2, and unseen: [1 or B, 1, C + Q, T], of all rows.
     """
     parts = [
-        (columns[:, block.start : block.stop, : block.reach], unseen[:, :, block.start : block.stop, : block.reach])
+        (index[:, block.start : block.stop, : block.reach], unseen[:, :, block.start : block.stop, : block.reach])
         for block in blocks
     ]
-    if len(blocks) == 1:
+    if len(blocks) == 1 and (index.device.type != "cpu" or torch.compiler.is_compiling()):
         return [KeyWindow(blocks[0], 0, 2 * span - 1, *parts[0])]
     ends = torch.stack([torch.stack(part.aminmax()) for part, _ in parts]).tolist()
     return [
@@ -160,19 +161,19 @@ class RelativeAttention(nn.Module):
         return self.project(content, self.k).transpose(1, 2), self.project(content, self.v).transpose(1, 2)
 
     def offset_table(self, sinusoids: torch.Tensor) -> torch.Tensor:
-        """Projected sinusoids of all offsets: [2S-1, E] -> [H, D, 2S-1]."""
+        """Projected sinusoids of all offsets: [2S-1, E] -> [H, 2S-1, D]."""
         waves = self.dropout(sinusoids).to(self.r.dtype)
-        return (self.r.flatten(1).t() @ waves.t()).unflatten(0, self.r.shape[1:])
+        return (waves @ self.r.flatten(1)).unflatten(1, self.r.shape[1:]).transpose(0, 1).contiguous()
 
-    def position_scores(self, queries: torch.Tensor, table: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def position_scores(self, queries: torch.Tensor, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """The term (q_i + r_r) . (sinusoid(pos_i - pos_j) W_r) of the scores: [B, H, R, T].
 
-        queries: [B, R, H, D]. table: [H, D, offsets]. columns: [B, R, T], of a key's offset in the table.
+        queries: [B, R, H, D]. table: [H, offsets, D]. index: [B, R, T], of a key's offset in the table.
         """
         batch, rows, heads, width = queries.shape
         scaled = (queries + self.r_r_bias.to(queries.dtype)) * width**-0.5
-        by_offset = torch.bmm(scaled.flatten(0, 1).transpose(0, 1), table)  # [H, B * R, offsets]
-        by_key = by_offset.gather(2, columns.flatten(0, 1).expand(heads, -1, -1))  # [H, B * R, T]
+        by_offset = torch.bmm(scaled.flatten(0, 1).transpose(0, 1), table.transpose(1, 2))  # [H, B * R, offsets]
+        by_key = by_offset.gather(2, index.flatten(0, 1).expand(heads, -1, -1))  # [H, B * R, T]
         return by_key.unflatten(1, (batch, rows)).transpose(0, 1)
 
     def read(
@@ -180,7 +181,7 @@ class RelativeAttention(nn.Module):
     ) -> torch.Tensor:
         """What the rows of a window read: queries [B, rows, H, D] -> [B, rows, H * D]. The rest is as in `forward`."""
         reach = window.block.reach
-        position_scores = self.position_scores(queries, table[:, :, window.low : window.high], window.columns)
+        position_scores = self.position_scores(queries, table[:, window.low : window.high], window.index)
         read = F.scaled_dot_product_attention(
             (queries + self.r_w_bias.to(queries.dtype)).transpose(1, 2),  # [B, H, rows, D]
             keys[:, :, :reach],
@@ -201,7 +202,7 @@ class RelativeAttention(nn.Module):
     ) -> torch.Tensor:
         """Rows x [B, R, E] plus what they read of keys and values [B, H, T, D]: [B, R, E], before the layer norm.
 
-        table: [H, D, 2S-1]. windows: those of the R rows. empty: [1 or B, R, 1], rows that read nothing.
+        table: [H, 2S-1, D]. windows: those of the R rows. empty: [1 or B, R, 1], rows that read nothing.
         """
         queries = self.project(x, self.q)  # [B, R, H, D]
         parts = queries.split([window.block.stop - window.block.start for window in windows], dim=1)
@@ -311,7 +312,7 @@ class AnyOrderXLNet(AnyOrderModel):
         return PositionedCache(shape, self.offset_tables(span), self.device, self.compute_dtype, static)
 
     def offset_tables(self, span: int) -> list[torch.Tensor]:
-        """Each layer's table [H, D, 2S-1] of projected offsets between positions below the span S."""
+        """Each layer's table [H, 2S-1, D] of projected offsets between positions below the span S."""
         waves = sinusoids(span, self.config, self.device)
         return [cast(Block, block).rel_attn.offset_table(waves) for block in self.transformer.layer]
 
@@ -336,10 +337,10 @@ class AnyOrderXLNet(AnyOrderModel):
         else:  # a scratch key stands in where there is no content
             key_positions = positions if positions.shape[1] else positions.new_zeros(len(positions), 1)
             tables = self.offset_tables(int(row_positions.max()) + 1)
-        zero = tables[0].shape[-1] // 2  # the column of offset 0
-        columns = row_positions[:, :, None] - key_positions[:, None, :] + zero  # [B, R, T], 0..2S-2
-        every_row = key_windows(visible.every_row, columns, visible.unseen, zero + 1)
-        query_rows = key_windows(visible.query_rows, columns, visible.unseen, zero + 1)
+        zero = tables[0].shape[1] // 2  # the index of offset 0
+        index = row_positions[:, :, None] - key_positions[:, None, :] + zero  # [B, R, T], 0..2S-2
+        every_row = key_windows(visible.every_row, index, visible.unseen, zero + 1)
+        query_rows = key_windows(visible.query_rows, index, visible.unseen, zero + 1)
         for layer, (block, table) in enumerate(zip(self.transformer.layer, tables, strict=True)):
             # The content stream ends with the keys and values of the last layer.
             windows = query_rows if layer == len(tables) - 1 else every_row
