@@ -1,6 +1,7 @@
 """Run the experiments of docs/claims.md: each leaves its numbers in docs/claims/NAME.json.
 
-    python docs/claims.py --books BOOK.txt ... --wikitext FILE --stories FILE [--work FOLDER] [--only NAME ...]
+    python docs/claims.py --books BOOK.txt ... --wikitext FILE --stories FILE --lambada FILE --humaneval FOLDER
+        [--work FOLDER] [--only NAME ...]
 
 `--work` (results/claims) keeps what is trained and decoded, so that an interrupted experiment goes on. About three
 core-hours for all, of a CPU that multiplies bfloat16; `--list` prints what each takes and runs. Evaluation sets that
@@ -52,6 +53,11 @@ STORY_SAMPLERS = (
 
 PASSAGES = "python benchmarks/claims/passages.py ADAPTERS/passages.jsonl BOOKS"
 TRAIN = "bash benchmarks/claims/train_adapters.sh ADAPTERS/passages.jsonl ADAPTERS 80"
+FUNCTIONS = (
+    "python -m asarm sources ADAPTERS/functions.jsonl --functions "
+    "--exclude HUMANEVAL/HumanEval-SingleLineInfilling.jsonl.gz"
+)
+TRAIN_CODE = "bash benchmarks/claims/train_adapters.sh ADAPTERS/functions.jsonl ADAPTERS 80"
 
 EXPERIMENTS = [
     Experiment("exact-tiny-text", 8, (f"{DECODE} tiny {EXACT} --num_texts 1000",)),
@@ -67,6 +73,29 @@ EXPERIMENTS = [
         (f"{DECODE} ablate-tolerance small {GRID} --tolerance_sweep 0 0.1 0.3 --samplers sequential assd-self",),
     ),
     *(Experiment(f"adapter-{name}", 12, (PASSAGES, f"{TRAIN} {name}"), "") for name in TRAINED),
+    *(
+        Experiment(f"adapter-code-{name}", 12, (FUNCTIONS, f"{TRAIN_CODE} code-{name}"), "")
+        for name in ("any-subset", "fim")
+    ),
+    Experiment(
+        "code",
+        25,
+        (
+            "python -m asarm code paper --data_dir HUMANEVAL --models ADAPTERS/code-any-subset/model "
+            "--causal ADAPTERS/code-fim --splits single-line random-span-light --max_items 150 "
+            "--samplers sequential prefix-only --gap_length oracle --samples_per_task 1 --temperature 0.2 "
+            "--special_tokens False --dtype auto --device cpu --allow_code_execution --output_dir OUT",
+        ),
+    ),
+    Experiment(
+        "lambada",
+        8,
+        (
+            "python -m asarm language paper --tasks lambada --lambada LAMBADA --max_items 500 --samplers greedy "
+            "--models smollm2 ADAPTERS/any-subset/model ADAPTERS/any-order/model ADAPTERS/masked-diffusion/model "
+            "--dtype auto --device cpu --output_dir OUT",
+        ),
+    ),
     Experiment(
         "parallel",
         12,
@@ -147,12 +176,20 @@ def main() -> None:
     parser.add_argument("--books", nargs="+", type=Path, default=[], help="plain text, a paragraph in each line")
     parser.add_argument("--wikitext", type=Path, help="WikiText-2's test part, a text file")
     parser.add_argument("--stories", type=Path, help="the Story Cloze validation stories, a CSV file")
+    parser.add_argument("--lambada", type=Path, help="LAMBADA's test part, a passage in each line")
+    parser.add_argument("--humaneval", type=Path, help="folder with HumanEval-Infilling's official files")
     parser.add_argument("--work", type=Path, default=REPO / "results" / "claims")
     parser.add_argument("--only", nargs="+", default=[], choices=[one.name for one in EXPERIMENTS])
     parser.add_argument("--list", action="store_true", help="print the experiments, and run none")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
-    given = {"BOOKS": arguments.books, "WIKITEXT": arguments.wikitext, "STORIES": arguments.stories}
+    given = {
+        "BOOKS": arguments.books,
+        "WIKITEXT": arguments.wikitext,
+        "STORIES": arguments.stories,
+        "LAMBADA": arguments.lambada,
+        "HUMANEVAL": arguments.humaneval,
+    }
     files = {
         name: [path.resolve() for path in (paths if isinstance(paths, list) else [paths])]
         for name, paths in given.items()

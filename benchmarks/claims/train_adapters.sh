@@ -2,6 +2,7 @@
 # Train the adapters that docs/claims.md compares: the same base, texts, batches and steps, and one difference each.
 #
 #   bash benchmarks/claims/train_adapters.sh PASSAGES.jsonl OUTPUT [STEPS [ADAPTER ...]]
+#   bash benchmarks/claims/train_adapters.sh FUNCTIONS.jsonl OUTPUT STEPS code-any-subset code-fim
 #
 # About 20 minutes an adapter of 100 steps on one core of a CPU that multiplies bfloat16. Run again, it goes on.
 set -euo pipefail
@@ -15,6 +16,7 @@ base=(--init_from smollm2 --lora_rank 16 --train_files "$texts" --block_size 128
     --save_steps 25 --save_total_limit 1)
 any=(--mask_low 0.05 --mask_high 0.99)
 gaps=("${any[@]}" --mask_gaps 0.5 --gap_kinds sentences words characters --gap_tokens 40)
+lines=("${any[@]}" --mask_gaps 0.5 --gap_kinds lines --gap_tokens 40)
 high=(--mask_low 0.85 --mask_high 0.99)
 declare -A differs=(
     [any-subset]="${gaps[*]}"                      # the paper's objective and order, gaps as people leave them
@@ -22,12 +24,15 @@ declare -A differs=(
     [masked-diffusion]="${gaps[*]} --objective parallel" # a target sees the prompt only
     [any-rate]="${any[*]}"                         # masking rates from 0.05 to 0.99
     [paper-rate]="${high[*]}"                      # the paper's last rates from the first step on
+    [code-any-subset]="${lines[*]}"                # any-subset, with the gaps of code
     [warm-up]="${high[*]} --mask_start 0.15 --mask_warmup_steps $((steps / 2))" # and the same after a warm-up
 )
 [ $# -gt 0 ] || set -- any-subset masked-diffusion fim any-order any-rate paper-rate warm-up
 for adapter in "$@"; do
     if [ "$adapter" = fim ]; then
         "$python" "$here/train_fim.py" "$texts" --output_dir "$output/fim" --max_steps "$steps"
+    elif [ "$adapter" = code-fim ]; then
+        "$python" "$here/train_fim.py" "$texts" --output_dir "$output/code-fim" --max_steps "$steps" --gap_kinds lines
     else
         # shellcheck disable=SC2086  # options without spaces
         "$python" -m asarm train "${base[@]}" ${differs[$adapter]} --output_dir "$output/$adapter"

@@ -30,7 +30,6 @@ from asarm.utils.files import write_whole
 from asarm.utils.progress import progress_bar
 
 MARKS = FAMILIES[2]
-KINDS = ("sentences", "words", "characters")
 ROWS, MICRO_BATCHES = 2, 4  # sequences at once, and how often before a step
 RANK, LEARNING_RATE, WARM_UP = 16, 8e-4, 10
 LONGEST = 128  # tokens of a text
@@ -49,9 +48,9 @@ def rearranged(text: str, codec: TextCodec, gaps: TextGaps, fim: Fim, rng: np.ra
     return fim.prompt(prefix, suffix) + middle + end
 
 
-def batches(texts: list[str], codec: TextCodec, fim: Fim, seed: int) -> Iterator[torch.Tensor]:
+def batches(texts: list[str], codec: TextCodec, gaps: TextGaps, fim: Fim, seed: int) -> Iterator[torch.Tensor]:
     """Batches of token ids [ROWS, N], IGNORED after the end of shorter ones. Each epoch has a random order."""
-    rng, gaps = np.random.default_rng(seed), TextGaps(codec, KINDS)
+    rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(texts))
         for some in order[: len(order) // ROWS * ROWS].reshape(-1, ROWS):
@@ -74,6 +73,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path, help="JSON lines with the field text")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--base", default=NAME, help="a causal model: a folder, or smollm2")
+    parser.add_argument("--gap_kinds", nargs="+", default=["sentences", "words", "characters"], help="as in training")
     parser.add_argument("--max_steps", type=int, default=100)
     parser.add_argument("--held_out", type=float, default=0.05, help="share of the texts, at the end, left out")
     parser.add_argument("--seed", type=int, default=0)
@@ -96,7 +96,8 @@ def main() -> None:
     )  # fmt: skip
     texts = [row.fields["text"] for row in read_rows(str(arguments.texts), ["text"])]
     texts = texts[: math.floor(len(texts) * (1 - arguments.held_out))]
-    found = batches(texts, TextCodec(tokenizer), fim, arguments.seed)
+    codec = TextCodec(tokenizer)
+    found = batches(texts, codec, TextGaps(codec, tuple(arguments.gap_kinds)), fim, arguments.seed)
     config = TrainingConfig(
         output_dir=str(arguments.output_dir), max_steps=arguments.max_steps, learning_rate=LEARNING_RATE,
         warmup_steps=WARM_UP,

@@ -44,6 +44,7 @@ TINY: dict[str, Any] = {
     "samplers": ["sequential", "fused", "assd-self"],
     "length": [128],
     "num_texts": 24,
+    "k": 4,
     "k_sweep_texts": 4,
     "batch_size": 1,  # as the paper: seconds are those of a text alone
     "batch_1_texts": 0,

@@ -105,14 +105,14 @@ class KeyWindow(NamedTuple):
 
     block: the rows, and how many ranks they reach.
     low, high: the block needs the entries low..high-1 of the table.
-    index: [B, rows, reach] int64, of those entries the one of each key, as counted from `low`.
+    entries: [B, rows, reach] int64, of those the one of each key, as counted from `low`.
     unseen: [1 or B, 1, rows, reach] bool, the keys that a row does not see.
     """
 
     block: RowBlock
     low: int
     high: int
-    index: torch.Tensor
+    entries: torch.Tensor
     unseen: torch.Tensor
 
 
@@ -181,7 +181,7 @@ class RelativeAttention(nn.Module):
     ) -> torch.Tensor:
         """What the rows of a window read: queries [B, rows, H, D] -> [B, rows, H * D]. The rest is as in `forward`."""
         reach = window.block.reach
-        position_scores = self.position_scores(queries, table[:, window.low : window.high], window.index)
+        position_scores = self.position_scores(queries, table[:, window.low : window.high], window.entries)
         read = F.scaled_dot_product_attention(
             (queries + self.r_w_bias.to(queries.dtype)).transpose(1, 2),  # [B, H, rows, D]
             keys[:, :, :reach],
