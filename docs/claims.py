@@ -72,6 +72,21 @@ EXPERIMENTS = [
         2,
         (f"{DECODE} ablate-tolerance small {GRID} --tolerance_sweep 0 0.1 0.3 --samplers sequential assd-self",),
     ),
+    *(
+        Experiment(
+            f"grid-{model}-{rate}",
+            minutes * rate // 95 + 1,
+            (
+                f"{DECODE} ablate-k {preset} --text WIKITEXT --mask_rate 0.{rate} --length {lengths} --k_sweep {sweep} "
+                f"--num_texts {texts} --k_sweep_texts {texts} --batch_size 8 --output_dir OUT",
+            ),
+        )
+        for model, preset, minutes, lengths, sweep, texts in (
+            ("tiny-text", "tiny", 6, "64 128 256", "2 3 5 8 15", 24),
+            ("smollm2-text", "small", 10, "32 64 128", "2 3 5 8", 12),
+        )
+        for rate in (15, 50, 95)
+    ),
     *(Experiment(f"adapter-{name}", 12, (PASSAGES, f"{TRAIN} {name}"), "") for name in TRAINED),
     *(
         Experiment(f"adapter-code-{name}", 12, (FUNCTIONS, f"{TRAIN_CODE} code-{name}"), "")
