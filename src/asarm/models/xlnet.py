@@ -122,10 +122,8 @@ def key_windows(blocks: list[RowBlock], index: torch.Tensor, unseen: torch.Tenso
 
     index: [B, C + Q, T] int64, in 0..2S-2, and unseen: [1 or B, 1, C + Q, T], of all rows.
     """
-    parts = [
-        (index[:, block.start : block.stop, : block.reach], unseen[:, :, block.start : block.stop, : block.reach])
-        for block in blocks
-    ]
+    rows = [(slice(block.start, block.stop), slice(block.reach)) for block in blocks]
+    parts = [(index[:, some, keys], unseen[:, :, some, keys]) for some, keys in rows]
     if len(blocks) == 1 and (index.device.type != "cpu" or torch.compiler.is_compiling()):
         return [KeyWindow(blocks[0], 0, 2 * span - 1, *parts[0])]
     ends = torch.stack([torch.stack(part.aminmax()) for part, _ in parts]).tolist()
