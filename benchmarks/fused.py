@@ -27,7 +27,7 @@ from asarm.evals.code import examples as code_examples
 from asarm.evals.infilling.example import InfillExample, truncate_context
 from asarm.evals.infilling.infill import infill_batch
 from asarm.evals.stories import data as story_data
-from asarm.models.load import bundled_names, load
+from asarm.models.load import bundled_names, load_on_device
 from asarm.objective.loss import log_prob
 from asarm.objective.masking import random_targets
 from asarm.sampling import sample
@@ -340,7 +340,7 @@ def main() -> None:
     models, codecs, tasks = {}, {}, {}
     for make, names in ((text_tasks, arguments.text_models), (code_tasks, arguments.code_models)):
         for name in names:
-            models[name], codecs[name] = load(name)
+            models[name], codecs[name] = load_on_device(name, None, "auto", torch.device("cpu"), "auto")
             longest = models[name].config.n_positions
             tasks[name] = make(codecs[name], longest, arguments)
     if "table" in arguments.parts:
@@ -355,7 +355,8 @@ def main() -> None:
         if "quality" in arguments.parts:
             path = arguments.plots / f"quality_{Path(name).name}.png"
             numbers[f"quality {name}"] = plot_quality(model, tasks[name], path)
-    print(f"\n{provenance()['device']}, {torch.get_num_threads()} threads, float32, {time.time() - start:.0f} s in all")
+    dtypes = ", ".join(f"{name} in {str(model.dtype).removeprefix('torch.')}" for name, model in models.items())
+    print(f"\n{provenance()['device']}, {torch.get_num_threads()} threads; {dtypes}; {time.time() - start:.0f} s in all")
     if arguments.output:
         write_json(arguments.output, numbers | provenance())
 

@@ -57,6 +57,13 @@ SECTIONS = [
         "--text_models tiny-text --code_models --parts table --output OUTPUT/fused.json",
     ),
     Section(
+        "parts-small",
+        "What each part of `fused` brings with SmolLM2",
+        "The same with the bundled adapters of a real model, on shorter and fewer texts.",
+        "python benchmarks/fused.py --text WIKITEXT --stories STORY_CLOZE --texts 3 --length 64 --gaps 8 "
+        "--text_models smollm2-text --code_models smollm2-code --parts table",
+    ),
+    Section(
         "drafts",
         "How often drafts are accepted, and other orders",
         "The chance that a draft is accepted if all before it were, by its depth: the unseen tokens right before it.",
