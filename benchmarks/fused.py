@@ -356,7 +356,9 @@ def main() -> None:
             path = arguments.plots / f"quality_{Path(name).name}.png"
             numbers[f"quality {name}"] = plot_quality(model, tasks[name], path)
     dtypes = ", ".join(f"{name} in {str(model.dtype).removeprefix('torch.')}" for name, model in models.items())
-    print(f"\n{provenance()['device']}, {torch.get_num_threads()} threads; {dtypes}; {time.time() - start:.0f} s in all")
+    print(
+        f"\n{provenance()['device']}, {torch.get_num_threads()} threads; {dtypes}; {time.time() - start:.0f} s in all"
+    )
     if arguments.output:
         write_json(arguments.output, numbers | provenance())
 
