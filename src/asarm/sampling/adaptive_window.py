@@ -9,17 +9,15 @@ the sequential sampler does.
 """
 
 import time
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from asarm.models.compiled import DecodingModel
-from asarm.sampling.assd import AssdDecoding, assd_ngram_step, assd_step
+from asarm.sampling.assd import AssdDecoding, step_of
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.fused import FusedDecoding, fused_step
-from asarm.sampling.windows import WindowedDecoding
 from asarm.tokenization.batch import InfillBatch
 
 PRIOR_ACCEPTANCE = 0.7  # of all drafts before any was verified: optimistic, or else none would be tried
@@ -30,14 +28,6 @@ REPEATS = 3  # timed steps of each length, after one that is not: it verifies a 
 PROBES = 3  # runs through all lengths
 UPDATE_INTERVAL = 4  # steps between two choices of k
 LEAST_GAIN = 1.1  # of throughput, for drafts to be worth it: latencies are measured, and rows finish at different times
-
-DECODINGS: dict[tuple[str, str], tuple[Callable[..., WindowedDecoding], Callable[..., torch.Tensor]]] = {
-    ("fused", "self"): (FusedDecoding, fused_step),
-    ("fused", "blind"): (FusedDecoding, fused_step),
-    ("assd", "self"): (AssdDecoding, assd_step),
-    ("assd", "blind"): (AssdDecoding, assd_step),
-    ("assd", "ngram"): (AssdDecoding, assd_ngram_step),
-}  # by sampler and draft: a state, and its step
 
 _windows: WeakKeyDictionary = WeakKeyDictionary()  # model -> shape and settings -> AdaptiveWindow
 
@@ -130,7 +120,8 @@ def _probe(model: DecodingModel, batch: int, length: int, sizes: list[int], conf
     length = max(length, targets + 1)
     tokens = torch.randint(model.config.vocab_size, (batch, length), device=model.device)
     target = (torch.arange(length, device=model.device) >= length - targets).expand(batch, -1)
-    decoding_of, step = DECODINGS[config.sampler, config.draft]
+    is_fused = config.sampler == "fused"
+    decoding_of, step = (FusedDecoding, fused_step) if is_fused else (AssdDecoding, step_of(config))
     decoding = decoding_of(model, InfillBatch(tokens, ~target, target), config, range(batch), False, policy)
     seconds = []
     for _ in range(steps):

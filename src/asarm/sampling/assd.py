@@ -15,7 +15,7 @@ from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
-from asarm.sampling.result import SampleResult, TraceOption
+from asarm.sampling.result import SampleResult, TraceOption, one_evaluation
 from asarm.sampling.verification import DraftWindow
 from asarm.sampling.windows import FixedWindow, WindowedDecoding, WindowPolicy
 from asarm.tokenization.batch import InfillBatch
@@ -38,10 +38,14 @@ def sample_assd(
     """
     policy = policy or FixedWindow(config.k)
     decoding = AssdDecoding(model, batch, config, seeds, trace, policy, allowed)
-    if config.draft == "ngram":
-        return decoding.run(assd_ngram_step, policy.max_k)
-    # The first draft was drawn from its target distribution: it needs no verification if it is the only one.
-    return decoding.run(assd_step, policy.max_k, evaluations=lambda size: 1 + (size > 1))
+    # The model's first draft comes from its target distribution: it needs no verification if it is the only one.
+    evaluations = one_evaluation if config.draft == "ngram" else lambda size: 1 + (size > 1)
+    return decoding.run(step_of(config), policy.max_k, evaluations)
+
+
+def step_of(config: SamplerConfig) -> Callable[[DecodeState, int], torch.Tensor]:
+    """The step that drafts as the config says."""
+    return assd_ngram_step if config.draft == "ngram" else assd_step
 
 
 class AssdDecoding(WindowedDecoding):
