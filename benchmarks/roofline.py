@@ -21,7 +21,7 @@ PROBE_BYTES, REPEATS = 256 * 2**20, 7
 ROOFLINE_SAMPLERS = {
     "sequential": SamplerConfig(sampler="sequential"),
     "assd, k=5": SamplerConfig(k=5),
-    "fused, k=3": SamplerConfig(sampler="fused", k=3),
+    "fused, k=5": SamplerConfig(sampler="fused", k=5),
 }
 
 

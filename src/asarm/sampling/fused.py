@@ -1,11 +1,11 @@
 """Fused speculative decoding: one function evaluation verifies a window of drafts and prepares the next one.
 
-Where the next window begins depends on how many drafts will be accepted, so each evaluation also asks for the window
-after every possible number a of them: the ranks after rank n + a, seen from the first n + a ranks. Such a query does
-not see the token at rank n + a, which is drawn when the evaluation is done, nor the other drafts of its window; a draft
-head, if the model has one, supplies the nearest of these. A recurrent head needs drafting queries only where the rank
-before is not the left neighbour; they see the first n ranks, and serve whatever a is. A draft depends on nothing but
-tokens that are decided or drafted before it, so verification leaves exactly the target distribution.
+Where the next window begins depends on how many drafts will be accepted, so each evaluation also asks for all ranks
+that may be in it. These queries see the first n ranks, which are decided, and neither the drafts of this window nor
+those of their own; a draft head, if the model has one, supplies the nearest of these. (Queries for each number a of
+accepted drafts, which see n + a ranks, are many more, and their drafts are not accepted more often.) A recurrent head
+needs drafting queries only where the rank before is not the left neighbour. A draft depends on nothing but tokens that
+are decided or drafted before it, so verification leaves exactly the target distribution.
 
 Shapes: B rows, W drafts in the window, K = W + 1 verified columns (the drafts and the rank after them), Q drafting
 queries, E width of states, V vocabulary.
@@ -51,7 +51,7 @@ class NextWindow:
 class Shape:
     """The shape of a step: its window has `drafts` drafts at most, and the one that it prepares `prepared`.
 
-    asked: the ranks, from the one after the next on, that a recurrent head needs drafting queries for.
+    asked: the ranks that have drafting queries, counted from the one after the next on.
     """
 
     drafts: int
@@ -107,10 +107,9 @@ class FusedDecoding(WindowedDecoding):
         drafts, prepared = self.prepared, self.policy.k
         if self.sees_values:
             drafts, prepared = min(drafts, self.longest), max(0, min(prepared, self.longest - 1))
-        if not drafts_by_recurrent_head(self):
-            return Shape(drafts, prepared, ())
-        apart = without_left(self, drafts + prepared if prepared else 0)
-        return Shape(drafts, prepared, tuple(index for index, is_apart in enumerate(apart) if is_apart))
+        count = drafts + prepared if prepared else 0
+        needed = without_left(self, count) if drafts_by_recurrent_head(self) else [True] * count
+        return Shape(drafts, prepared, tuple(index for index, is_needed in enumerate(needed) if is_needed))
 
 
 def fused_step(state: FusedDecoding, shape: Shape) -> torch.Tensor:
@@ -147,21 +146,13 @@ def _evaluate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The function evaluation of a step: final states of the verifying queries [B, K, E] and of the drafting queries.
 
-    The former are for the columns of the window, ranks [B, K]; the latter, [B, K, prepared, E], for each number of
-    accepted drafts those of the window after it; of a recurrent head, [B, Q, E], those of `asked`, which serve all.
+    The former are for the columns of the window, ranks [B, K]; the latter, [B, Q, E], for the ranks of `asked`.
     """
     content_length, count = state.decoded + size, state.uncached + shape.drafts
-    if drafts_by_recurrent_head(state):
-        asked = state.decoded[:, None] + 1 + _asked(state, shape)
-        contexts = torch.cat((ranks, ranks[:, :1].expand_as(asked)), dim=1)
-        states = state.query_states(content_length, torch.cat((ranks, asked), dim=1), contexts, count)
-        return states[:, : shape.columns], states[:, shape.columns :]
-    contexts = ranks[:, :, None]
-    ranks = contexts + state.columns[: shape.prepared + 1]  # [B, K, 1 + prepared]
-    contexts = contexts.expand_as(ranks)
-    states = state.query_states(content_length, ranks.flatten(1), contexts.flatten(1), count)
-    states = states.unflatten(1, ranks.shape[1:])
-    return states[:, :, 0], states[:, :, 1:]
+    asked = state.decoded[:, None] + 1 + _asked(state, shape)
+    contexts = torch.cat((ranks, ranks[:, :1].expand_as(asked)), dim=1)
+    states = state.query_states(content_length, torch.cat((ranks, asked), dim=1), contexts, count)
+    return states[:, : shape.columns], states[:, shape.columns :]
 
 
 def _asked(state: FusedDecoding, shape: Shape) -> torch.Tensor:
@@ -179,9 +170,7 @@ def _prepare(
     window = state.window
     if drafts_by_head(state):
         window.previous.copy_(at_column(verifying, accepted)[:, None])
-    if not drafts_by_recurrent_head(state):
-        window.states[:, : shape.prepared] = at_column(drafting, accepted)
-    elif shape.asked:
+    if shape.asked:
         index = accepted[:, None] + state.columns[: shape.prepared]
         # Ranks that are not asked for need no query: any state will do.
         index = torch.searchsorted(_asked(state, shape), index).clamp(max=len(shape.asked) - 1)
