@@ -63,6 +63,12 @@ class Shape:
         """K."""
         return self.drafts + 1
 
+    @property
+    def asks_for_some(self) -> bool:
+        """Whether some of the next window's possible ranks are asked for and others are not: on a CPU only, where
+        values can be seen."""
+        return 0 < len(self.asked) < self.drafts + self.prepared
+
 
 def sample_fused(
     model: DecodingModel,
@@ -114,9 +120,10 @@ class FusedDecoding(WindowedDecoding):
 
 def fused_step(state: FusedDecoding, shape: Shape) -> torch.Tensor:
     """Draft, verify and commit a window, and prepare the next one: an outcome of `DecodeState.commit`."""
-    ranks = state.next_ranks(shape.columns)  # [B, K]
+    reach = state.next_ranks(shape.columns + shape.prepared)  # the ranks of this window and of any next one
+    ranks = reach[:, : shape.columns]  # [B, K]
     drafted = _draft(state, shape, ranks)
-    verifying, drafting = _evaluate(state, drafted.size, shape, ranks)
+    verifying, drafting = _evaluate(state, drafted.size, shape, reach)
     accepted, next_tokens = state.verify(drafted, state.log_probs(verifying, ranks))  # [B] each
     _prepare(state, shape, verifying, drafting, accepted)
     outcome = state.commit(drafted.tokens, drafted.size, accepted, next_tokens, shape.columns)
@@ -142,25 +149,19 @@ def _draft(state: FusedDecoding, shape: Shape, ranks: torch.Tensor) -> DraftWind
 
 
 def _evaluate(
-    state: FusedDecoding, size: torch.Tensor, shape: Shape, ranks: torch.Tensor
+    state: FusedDecoding, size: torch.Tensor, shape: Shape, reach: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The function evaluation of a step: final states of the verifying queries [B, K, E] and of the drafting queries.
 
-    The former are for the columns of the window, ranks [B, K]; the latter, [B, Q, E], for the ranks of `asked`.
+    The former are for the columns of the window, the first K ranks of reach; the latter, [B, Q, E], for those `asked`.
     """
     content_length, count = state.decoded + size, state.uncached + shape.drafts
-    asked = state.decoded[:, None] + 1 + _asked(state, shape)
+    ranks, asked = reach[:, : shape.columns], reach[:, 1 : 1 + len(shape.asked)]
+    if shape.asks_for_some:
+        asked = reach[:, 1:][:, list(shape.asked)]
     contexts = torch.cat((ranks, ranks[:, :1].expand_as(asked)), dim=1)
     states = state.query_states(content_length, torch.cat((ranks, asked), dim=1), contexts, count)
     return states[:, : shape.columns], states[:, shape.columns :]
-
-
-def _asked(state: FusedDecoding, shape: Shape) -> torch.Tensor:
-    """`Shape.asked` as a tensor [Q] int64."""
-    count = len(shape.asked)
-    if 0 < count < shape.drafts + shape.prepared:  # on a CPU only, where values can be seen
-        return torch.tensor(shape.asked)
-    return state.columns[:count]
 
 
 def _prepare(
@@ -170,8 +171,12 @@ def _prepare(
     window = state.window
     if drafts_by_head(state):
         window.previous.copy_(at_column(verifying, accepted)[:, None])
-    if shape.asked:
+    if not shape.asked:
+        return
+    if shape.asks_for_some:  # ranks that are not asked for need no query: any state will do
         index = accepted[:, None] + state.columns[: shape.prepared]
-        # Ranks that are not asked for need no query: any state will do.
-        index = torch.searchsorted(_asked(state, shape), index).clamp(max=len(shape.asked) - 1)
-        window.states[:, : shape.prepared] = drafting.gather(1, index[..., None].expand(-1, -1, drafting.shape[2]))
+        index = torch.searchsorted(torch.tensor(shape.asked), index).clamp(max=len(shape.asked) - 1)
+        states = drafting.gather(1, index[..., None].expand(-1, -1, drafting.shape[2]))
+    else:
+        states = at_column(drafting.unfold(1, shape.prepared, 1), accepted).transpose(1, 2)
+    window.states[:, : shape.prepared] = states
