@@ -60,7 +60,7 @@ FUNCTIONS = (
 TRAIN_CODE = "bash benchmarks/claims/train_adapters.sh ADAPTERS/functions.jsonl ADAPTERS 80"
 
 EXPERIMENTS = [
-    Experiment("exact-tiny-text", 8, (f"{DECODE} tiny {EXACT} --num_texts 1000",)),
+    Experiment("exact-tiny-text", 8, (f"{DECODE} tiny {EXACT} --num_texts 1000 --k 5",)),
     Experiment("exact-smollm2-text", 60, (f"{DECODE} small {EXACT} --num_texts 1408",)),
     Experiment(
         "k-any-subset",
