@@ -124,7 +124,8 @@ def key_windows(blocks: list[RowBlock], index: torch.Tensor, unseen: torch.Tenso
     """
     rows = [(slice(block.start, block.stop), slice(block.reach)) for block in blocks]
     parts = [(index[:, some, keys], unseen[:, :, some, keys]) for some, keys in rows]
-    if len(blocks) == 1 and (index.device.type != "cpu" or torch.compiler.is_compiling()):
+    may_look = index.device.type == "cpu" and not torch.compiler.is_compiling()
+    if len(blocks) == 1 and not (may_look and parts[0][0].numel()):
         return [KeyWindow(blocks[0], 0, 2 * span - 1, *parts[0])]
     ends = torch.stack([torch.stack(part.aminmax()) for part, _ in parts]).tolist()
     return [
