@@ -26,7 +26,7 @@ def test_active_environment_is_used_as_it_is(repo, tmp_path, tiny_folder, sample
     again = run(repo / WRAPPER, "tiny", *options, "--k_sweep_texts", 0, "--k", 2, env=active(), cwd=tmp_path)
     assert again.returncode == 2
     assert again.stderr.splitlines()[-1].startswith("asarm decode: ")
-    assert "(k 5, now 2)" in again.stderr
+    assert "(k 4, now 2)" in again.stderr
 
 
 def test_exit_code_and_line_of_bad_input(repo, tmp_path):
