@@ -3,7 +3,7 @@
     python docs/claims.py --books BOOK.txt ... --wikitext FILE --stories FILE --lambada FILE --humaneval FOLDER
         [--work FOLDER] [--only NAME ...]
 
-`--work` (results/claims) keeps what is trained and decoded, so that an interrupted experiment goes on. About three
+`--work` (results/claims) keeps what is trained and decoded, so that an interrupted experiment goes on. About five
 core-hours for all, of a CPU that multiplies bfloat16; `--list` prints what each takes and runs. Evaluation sets that
 are not part of the repository are given by options; an experiment that lacks one is left out.
 """
