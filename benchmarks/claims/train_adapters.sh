@@ -24,17 +24,15 @@ declare -A differs=(
     [masked-diffusion]="${gaps[*]} --objective parallel" # a target sees the prompt only
     [any-rate]="${any[*]}"                         # masking rates from 0.05 to 0.99
     [paper-rate]="${high[*]}"                      # the paper's last rates from the first step on
+    [fim]=""                                       # the base, filling in the middle; its kinds of gaps are the same
+    [code-fim]="--gap_kinds lines"
     [code-any-subset]="${lines[*]}"                # any-subset, with the gaps of code
     [warm-up]="${high[*]} --mask_start 0.15 --mask_warmup_steps $((steps / 2))" # and the same after a warm-up
 )
 [ $# -gt 0 ] || set -- any-subset masked-diffusion fim any-order any-rate paper-rate warm-up
 for adapter in "$@"; do
-    if [ "$adapter" = fim ]; then
-        "$python" "$here/train_fim.py" "$texts" --output_dir "$output/fim" --max_steps "$steps"
-    elif [ "$adapter" = code-fim ]; then
-        "$python" "$here/train_fim.py" "$texts" --output_dir "$output/code-fim" --max_steps "$steps" --gap_kinds lines
-    else
-        # shellcheck disable=SC2086  # options without spaces
-        "$python" -m asarm train "${base[@]}" ${differs[$adapter]} --output_dir "$output/$adapter"
-    fi
+    train=(-m asarm train "${base[@]}")
+    [[ $adapter != *fim ]] || train=("$here/train_fim.py" "$texts" --max_steps "$steps")
+    # shellcheck disable=SC2086  # options without spaces
+    "$python" "${train[@]}" ${differs[$adapter]} --output_dir "$output/$adapter"
 done

@@ -80,12 +80,12 @@ def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     weights = _packed_weights.get(address)
     if weights is None or not weights.are_at(address) or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    rows = x.numel() // x.shape[-1]
-    if rows >= FASTEST_ROWS or weight.numel() < LARGE:
-        return torch.ops.mkldnn._linear_pointwise(x, weights.packed(weight), bias, "none", [], "")
-    padded = F.pad(x.reshape(rows, -1), (0, 0, 0, FASTEST_ROWS - rows))  # [4, I]
-    out = torch.ops.mkldnn._linear_pointwise(padded, weights.packed(weight), bias, "none", [], "")
-    return out[:rows].view(*x.shape[:-1], -1)
+    rows, shape = x.numel() // x.shape[-1], x.shape[:-1]
+    is_padded = rows < FASTEST_ROWS and weight.numel() >= LARGE
+    if is_padded:
+        x = F.pad(x.reshape(rows, -1), (0, 0, 0, FASTEST_ROWS - rows))  # [4, I]
+    out = torch.ops.mkldnn._linear_pointwise(x, weights.packed(weight), bias, "none", [], "")
+    return out[:rows].view(*shape, -1) if is_padded else out
 
 
 def recompute_in_backward(function: Callable[..., Any], *arguments: Any, random: bool = False) -> Any:
