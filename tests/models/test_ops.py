@@ -16,8 +16,9 @@ needs_packing = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), rea
 
 @pytest.fixture
 def packings(monkeypatch):
-    """How often a weight was packed."""
+    """How often a weight was packed, small ones too."""
     packed, pack = [], torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(ops, "FEWEST_WEIGHTS", 0)
 
     def counted(weight):
         packed.append(weight)
@@ -37,22 +38,33 @@ def packed_layer(inputs: int, outputs: int, dtype: torch.dtype = torch.float32) 
 @needs_packing
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3,), (2, 3), (1, 9), (3, 5), (4, 8), (2, 40), (2, 0), (7,), ()])
-@pytest.mark.parametrize("is_large", [True, False])
-def test_packed_weights_give_the_usual_product(shape, dtype, is_large, packings, monkeypatch):
-    if is_large:  # few rows are padded
-        monkeypatch.setattr(ops, "LARGE", 0)
+@pytest.mark.parametrize("rows", [0, ops.FEWEST_ROWS])
+def test_packed_weights_give_the_usual_product(shape, dtype, rows, packings, monkeypatch):
+    monkeypatch.setattr(ops, "FEWEST_ROWS", rows)
     layer = packed_layer(24, 40, dtype)
     x = torch.randn(*shape, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.inference_mode():
         for bias in (layer.bias, None):
             torch.testing.assert_close(packed_linear(x, layer.weight, bias), F.linear(x, layer.weight, bias))
-    assert len(packings) == (1 if x.numel() else 0)  # once for both products
+    is_packed = x.numel() and (dtype == torch.bfloat16 or x.numel() >= 24 * rows)
+    assert len(packings) == (1 if is_packed else 0)  # once for both products
+
+
+@needs_packing
+@pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 0), (torch.bfloat16, 1)])
+def test_small_weights_are_packed_in_bfloat16_only(dtype, count):
+    packed = len(ops._packed_weights)
+    layer = packed_layer(24, 40, dtype)
+    with torch.inference_mode():
+        packed_linear(torch.randn(8, 24).to(dtype), layer.weight)
+    parts = list(ops._packed_weights.values())[packed:]
+    assert sum(len(weights.parts) for weights in parts) == count
 
 
 @needs_packing
 def test_parts_of_a_weight_are_packed_apart(packings):
     layer = packed_layer(8, 12)
-    x = torch.randn(3, 8)
+    x = torch.randn(4, 8)
     with torch.no_grad():
         for part in (layer.weight[:4], layer.weight[4:], layer.weight.unflatten(0, (3, 4)).flatten(0, 1), layer.weight):
             torch.testing.assert_close(packed_linear(x, part), F.linear(x, part))
@@ -65,7 +77,7 @@ def test_parts_of_a_weight_are_packed_apart(packings):
 @pytest.mark.parametrize("with_inference", [True, False])
 def test_weights_that_change_are_packed_again(with_inference):
     layer = packed_layer(8, 12)
-    x = torch.randn(3, 8)
+    x = torch.randn(4, 8)
     mode = torch.inference_mode if with_inference else torch.no_grad
 
     def check() -> None:
@@ -89,7 +101,7 @@ def test_packed_weights_go_with_their_model():
     layer = packed_layer(8, 12)
     assert len(ops._packed_weights) == before + 1
     with torch.no_grad():
-        packed_linear(torch.randn(3, 8), layer.weight)
+        packed_linear(torch.randn(4, 8), layer.weight)
     del layer
     gc.collect()
     assert len(ops._packed_weights) == before
@@ -107,7 +119,7 @@ def test_an_address_that_weights_have_left_is_that_of_others(with_inference, pac
     with torch.inference_mode() if with_inference else torch.no_grad():
         other = torch.from_numpy(memory)
         for _ in range(2):
-            x = torch.randn(3, 8)
+            x = torch.randn(4, 8)
             torch.testing.assert_close(packed_linear(x, other), F.linear(x, other))
             memory *= 2  # not counted
     assert not packings
@@ -116,7 +128,7 @@ def test_an_address_that_weights_have_left_is_that_of_others(with_inference, pac
 @needs_packing
 def test_weights_changed_through_data_are_packed_again_when_told(packings):
     layer = packed_layer(8, 12)
-    x = torch.randn(3, 8)
+    x = torch.randn(4, 8)
     with torch.no_grad():
         packed_linear(x, layer.weight)
         layer.weight.data += 1
@@ -126,7 +138,7 @@ def test_weights_changed_through_data_are_packed_again_when_told(packings):
 
 
 def test_other_weights_are_not_packed(packings):
-    x, weight = torch.randn(3, 24), torch.randn(40, 24)
+    x, weight = torch.randn(4, 24), torch.randn(40, 24)
     with torch.inference_mode():
         assert torch.equal(packed_linear(x, weight), F.linear(x, weight))
         with torch.autocast("cpu", torch.bfloat16):

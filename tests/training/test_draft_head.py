@@ -77,8 +77,12 @@ def test_tokens_that_are_drafted(backbone):
     drafted = [0, 1, 2, 3, 4, 9]
     assert torch.allclose(logits[..., drafted], all_logits[..., drafted], atol=1e-6)
     assert logits.isfinite().sum() == 2 * 3 * len(drafted)
-    model.config.draft_vocabulary = 0
-    assert torch.equal(model.draft_logits(states), all_logits)
+    within = model.draft_logits(states, ends_gaps=False)
+    assert within[..., 9].eq(float("-inf")).all()
+    assert torch.equal(within[..., :9], logits[..., :9])
+    for size in (0, 12, 50):  # all, as in a vocabulary that has no more
+        model.config.draft_vocabulary = size
+        assert torch.equal(model.draft_logits(states), all_logits)
 
 
 @pytest.mark.slow

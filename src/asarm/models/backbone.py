@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from asarm.models.draft_head import DraftHead
@@ -129,20 +130,29 @@ class AnyOrderModel(PreTrainedModel):
         assert self.draft_head is not None
         return self.draft_head(states, self.get_input_embeddings()(left), previous)
 
-    def draft_logits(self, states: torch.Tensor) -> torch.Tensor:
+    def draft_logits(self, states: torch.Tensor, ends_gaps: bool = True) -> torch.Tensor:
         """States [..., E] of the draft head -> logits [..., V], -inf for ids that are not drafted.
+
+        ends_gaps: whether the end of a gap may be among them.
 
         Reading the whole output layer for each draft would cost more than the head does.
         """
-        weight, bias = self.output_layer()
-        logits = states.new_full((*states.shape[:-1], len(weight)), float("-inf"))
-        for ids in self.drafted():
-            logits[..., ids] = packed_linear(states, weight[ids], None if bias is None else bias[ids])
+        first, *end = self.drafted()
+        others = self.config.vocab_size - first.stop
+        logits = F.pad(self._logits_of(first, states), (0, others), value=float("-inf"))
+        for ids in end if ends_gaps else []:
+            logits[..., ids] = self._logits_of(ids, states)
         return self.without_never_sampled(logits)
+
+    def _logits_of(self, ids: slice, states: torch.Tensor) -> torch.Tensor:
+        """Logits of some tokens: [..., ids]."""
+        weight, bias = self.output_layer()
+        return packed_linear(states, weight[ids], None if bias is None else bias[ids])
 
     def drafted(self) -> list[slice]:
         """Ids of the tokens that the draft head drafts, but for those that are never sampled."""
-        count, end = self.config.draft_vocabulary or self.config.vocab_size, self.config.gap_end_token_id
+        size, end = self.config.vocab_size, self.config.gap_end_token_id
+        count = min(self.config.draft_vocabulary or size, size)
         return [slice(count)] if end is None or end < count else [slice(count), slice(end, end + 1)]
 
     def forward(self, *arguments: Any, **keywords: Any) -> torch.Tensor:

@@ -33,12 +33,11 @@ class DraftHead(nn.Module):
         previous: [..., E], the states that the tokens to the left were drawn from.
         """
         if not self.recurrent:
-            return states + self.perceptron(states, left)
-        # The two differ in scale.
-        left, previous = (F.rms_norm(part, part.shape[-1:]) for part in (left, previous))
-        return self.kept[0] * left + self.kept[1] * previous + self.perceptron(left, previous)
+            return states + self.perceptron(torch.cat((states, left), dim=-1))
+        inputs = F.rms_norm(torch.stack((left, previous), dim=-2), left.shape[-1:])  # the two differ in scale
+        return self.perceptron(inputs.flatten(-2)) + (self.kept * inputs).sum(-2)
 
-    def perceptron(self, *parts: torch.Tensor) -> torch.Tensor:
-        """Two inputs [..., E] -> [..., E]."""
-        hidden = packed_linear(torch.cat(parts, dim=-1), self.fc.weight, self.fc.bias)
+    def perceptron(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Two inputs, side by side [..., 2 * E] -> [..., E]."""
+        hidden = packed_linear(inputs, self.fc.weight, self.fc.bias)
         return packed_linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias)

@@ -23,6 +23,9 @@ from asarm.models.ops import Rotary, normed_linear, packed_linear, recompute_in_
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check, check_at_least
 
+# So few rows take the time of reading the weights: one product, some of which is not needed, is faster than two.
+FEW_ROWS = 32
+
 
 @strict
 class AnyOrderGPT2Config(PretrainedConfig):
@@ -71,22 +74,27 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.n_head, -1)).transpose(1, 2)  # [B, R, E] -> [B, H, R, D]
+    def heads(self, x: torch.Tensor, count: int) -> torch.Tensor:
+        return x.unflatten(-1, (count, -1)).transpose(1, 2)  # [B, R, count * D] -> [B, count, R, D]
 
-    def keys_values(self, norm: nn.Module, content: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys, turned by their positions, and values of the content stream: [B, C, E] -> 2 x [B, H, C, D].
+    def queries_keys_values(
+        self, norm: nn.Module, x: torch.Tensor, count: int, start: int, rotary: Rotary
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries [B, H, R - start, D] of the rows x [B, R, E] from `start` on, keys and values [B, H, count, D] of the
+        first rows; queries and keys are turned by their positions.
 
-        norm: the layer norm that the content has yet to go through.
+        norm: the layer norm that the rows have yet to go through.
         """
-        width = content.shape[-1]
-        keys, values = normed_linear(norm, content, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
-        return rotate(self.heads(keys), rotary), self.heads(values)
-
-    def queries(self, norm: nn.Module, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        """Queries of rows x [B, R, E], turned by their positions: [B, H, R, D]. norm: as in `keys_values`."""
-        width = x.shape[-1]
-        return rotate(self.heads(normed_linear(norm, x, self.qkv.weight[:width], self.qkv.bias[:width])), rotary)
+        weight, bias, width, head = self.qkv.weight, self.qkv.bias, x.shape[-1], self.n_head
+        if x.shape[0] * x.shape[1] <= FEW_ROWS:
+            every = self.heads(normed_linear(norm, x, weight, bias), 3 * head)  # [B, 3 * H, R, D]
+            turned = rotate(every[:, : 2 * head], rotary)
+            return turned[:, :head, start:], turned[:, head:, :count], every[:, 2 * head :, :count]
+        cos, sin = rotary
+        keys_values = self.heads(normed_linear(norm, x[:, :count], weight[width:], bias[width:]), 2 * head)
+        queries = self.heads(normed_linear(norm, x[:, start:], weight[:width], bias[:width]), head)
+        keys = rotate(keys_values[:, :head], (cos[:, :, :count], sin[:, :, :count]))
+        return rotate(queries, (cos[:, :, start:], sin[:, :, start:])), keys, keys_values[:, head:]
 
     def read(
         self,
@@ -150,13 +158,10 @@ class Block(GradientCheckpointingLayer):
 
         rotary, mask, empty: of all rows, as in `Attention`. cache: stores the content's keys and values of `layer`.
         """
-        cos, sin = rotary
-        keys, values = self.attn.keys_values(self.ln_1, x[:, :count], (cos[:, :, :count], sin[:, :, :count]))
-        keys, values = readable(keys, values, cache, layer, mask.shape[-1])
         start = blocks[0].start
-        x = x[:, start:]
-        queries = self.attn.queries(self.ln_1, x, (cos[:, :, start:], sin[:, :, start:]))
-        x = x + self.attn.read(queries, keys, values, blocks, mask, empty[:, start:])
+        queries, keys, values = self.attn.queries_keys_values(self.ln_1, x, count, start, rotary)
+        keys, values = readable(keys, values, cache, layer, mask.shape[-1])
+        x = x[:, start:] + self.attn.read(queries, keys, values, blocks, mask, empty[:, start:])
         return x + self.mlp(x)
 
 

@@ -132,7 +132,8 @@ class InverseCDFSampler:
 
     def draw(self, log_probs: torch.Tensor, columns: slice = slice(None)) -> torch.Tensor:
         """As in `GumbelSampler`."""
-        return inverse_cdf(log_probs.exp(), self.uniform[TOKEN][:, columns])
+        # On a CPU the exponential of -inf, which most tokens of a draft head have, is slow; softmax is not.
+        return inverse_cdf(log_probs.softmax(-1), self.uniform[TOKEN][:, columns])
 
 
 TokenSampler = GumbelSampler | InverseCDFSampler

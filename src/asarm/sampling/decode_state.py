@@ -193,7 +193,7 @@ class DecodeState:
 
     def draft_log_probs(self, states: torch.Tensor, ranks: torch.Tensor, by_head: bool = False) -> torch.Tensor:
         """As `log_probs`, of what tokens are drafted from. by_head: the states are those of the draft head."""
-        logits = self.model.draft_logits(states) if by_head else self.model.logits(states)
+        logits = self.model.draft_logits(states, self.has_open_gaps) if by_head else self.model.logits(states)
         temperature = self.config.draft_temperature
         temperature = self.config.temperature if temperature is None else temperature
         known = ranks if by_head else self.decoded[:, None].expand_as(ranks)

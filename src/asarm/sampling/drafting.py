@@ -46,23 +46,19 @@ def draft_by_head(
     queries. previous: [B, 1, E], the state that the token before was drawn from.
     Returns tokens [B, W] int64 and the log-probs [B, W, V] float32 that they were drawn with.
     """
-    tokens = torch.zeros_like(ranks)
-    log_q = torch.full((*ranks.shape, state.model.config.vocab_size), float("-inf"), device=ranks.device)
+    tokens = [ranks[:, :0]]
+    log_q = [torch.empty(len(ranks), 0, state.model.config.vocab_size, device=ranks.device)]
+    before = ranks - 1
+    left, positions = state.tokens.gather(1, before[:, :1]), state.positions
+    is_adjacent = positions.gather(1, before) + 1 == positions.gather(1, ranks)  # [B, W]
+    always = state.sees_values and bool(is_adjacent.all())
     for column in range(ranks.shape[1]):
         one = slice(column, column + 1)
-        previous = follow(state, states[:, one], ranks[:, one], previous)
-        log_q[:, one] = state.draft_log_probs(previous, ranks[:, one], by_head=True)
-        tokens[:, one] = sampler.draw(log_q[:, one], slice(first + column, first + column + 1))
-        state.write_drafts(ranks[:, one], tokens[:, one])
-    return tokens, log_q
-
-
-def follow(state: DecodeState, states: torch.Tensor, ranks: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    """Draft states [B, 1, E] for ranks [B, 1], moved by the draft head where the rank before is the left neighbour.
-
-    previous: [B, 1, E], the states that the tokens at the ranks before were drawn from.
-    """
-    before = ranks - 1
-    adjacent = state.positions.gather(1, before) + 1 == state.positions.gather(1, ranks)  # [B, 1]
-    moved = state.model.follow(states, state.tokens.gather(1, before), previous)
-    return torch.where(adjacent[..., None], moved, states)
+        moved = state.model.follow(states[:, one], left, previous)
+        # A token that is not to the left says nothing to the head.
+        previous = moved if always else torch.where(is_adjacent[:, one, None], moved, states[:, one])
+        log_q.append(state.draft_log_probs(previous, ranks[:, one], by_head=True))
+        left = sampler.draw(log_q[-1], slice(first + column, first + column + 1))
+        tokens.append(left)
+        state.write_drafts(ranks[:, one], left)
+    return torch.cat(tokens, dim=1), torch.cat(log_q, dim=1)

@@ -64,7 +64,7 @@ def residual(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verd
     accepted = _count_leading(window.uniform[VERDICT, :, :drafts] < chance, window.size)
     rejected, column = _next_columns(window, log_p, accepted)
     p = at_column(log_p, column).exp_()  # [B, V]
-    rest = (p - at_column(window.log_q, rejected).exp_()).clamp_(min=0)
+    rest = (p - at_column(window.log_q, rejected).softmax(-1)).clamp_(min=0)
     return accepted, _draw_next(window, accepted, column, p, rest)
 
 
@@ -87,7 +87,7 @@ def block(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict
     is_draft = number <= window.size[:, None]  # [B, W]
     walk = F.pad(torch.where(is_draft, window.log_ratio(log_p[:, :drafts]), 0.0).cumsum(1), (1, 0))  # [B, W + 1]
     weight = (walk - walk.cummax(1).values).exp_()  # [B, W + 1], w_0 .. w_W
-    rest = (weight[:, :-1, None] * log_p[:, :drafts].exp() - window.log_q.exp()).clamp_(min=0)  # [B, W, V]
+    rest = (weight[:, :-1, None] * log_p[:, :drafts].exp() - window.log_q.softmax(-1)).clamp_(min=0)  # [B, W, V]
     # s_0 .. s_{W - 1}; in columns without a draft q is 0, so that it is w_i, here without rounding
     mass = torch.where(is_draft, rest.sum(-1), weight[:, :-1])
     mass, weight = torch.cat((mass[:, 1:], weight[:, -1:]), dim=1), weight[:, 1:]  # after 1 .. W drafts

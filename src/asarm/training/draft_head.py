@@ -3,9 +3,10 @@
 The model's own conditionals are the teacher. A window of drafts begins after every target of a text: that token is
 drawn from the verifying query's state, and then come drafts, whose states the head makes from the token to the left and
 the state that this was drawn from. The head goes through the whole window, up to where the rank before is not the left
-neighbour, and the distribution q of each draft is fitted to the model's p by their Kullback-Leibler divergence. (The
-probability of a rejection, 1 - sum of min(p, q), is what counts, but it makes a worse loss.) The states of some batches
-are kept, and used many times: the network is what takes time.
+neighbour, and the distribution q of each draft is fitted to the model's p: first by their Kullback-Leibler divergence,
+then by what counts, the probability sum of min(p, q) that a draft is accepted. Its logarithm is maximised, as in LK
+losses (arXiv 2602.23881); a new head, whose drafts are hardly ever accepted, learns little from it. The states of some
+batches are kept, and used many times: the network is what takes time.
 
 Shapes: B sequences, N tokens, T targets of the sequence with the most, M windows, W drafts of a window, E width, V
 tokens that are drafted.
@@ -60,6 +61,7 @@ class DraftHeadConfig:
     gap_spare: int = option(16, "most spare positions of gaps of unknown length, if the model knows such gaps")
     batches: int = option(100, "different batches: their states are kept in memory, and used again and again")
     max_steps: int = option(1000, "optimiser steps")
+    acceptance_share: float = option(0.3, "share of the steps, the last ones, that maximise acceptance itself")
     batch_size: int = option(8, "sequences of a batch")
     block_size: int = option(128, "tokens a sequence")
     learning_rate: float = option(2e-3, "peak learning rate of AdamW; 50 steps of warm-up, then linear decay")
@@ -74,7 +76,7 @@ class DraftHeadConfig:
         check_at_least(self, hidden=1, window=1, batches=1, max_steps=1, batch_size=1, logging_steps=1, block_size=8)
         check_at_least(self, seed=0, vocabulary=0, gap_spare=0)
         check(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
-        for name in ("span_share", "gap_share"):
+        for name in ("span_share", "gap_share", "acceptance_share"):
             check(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}")
 
     def pattern(self, codec: TextCodec) -> MaskingPattern:
@@ -176,9 +178,9 @@ def divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def acceptance(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """The probability [D] that a draft from q is accepted for p, if those before it were. Log-probs are [D, V]."""
-    return torch.minimum(log_p, log_q).exp().sum(-1)
+def log_acceptance(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """The log-probability [D] that a draft from q is accepted for p, if those before it were. Log-probs are [D, V]."""
+    return torch.minimum(log_p, log_q).logsumexp(-1)
 
 
 @torch.no_grad()
@@ -186,7 +188,7 @@ def mean_acceptance(model: AnyOrderModel, batches: list[DistillationBatch]) -> l
     """Mean acceptance of the first, second, ... drafts of windows, if those before were accepted."""
     tokens = DraftedTokens.of(model)
     column = torch.cat([batch.is_draft.nonzero()[:, 1] for batch in batches])  # [D]
-    values = torch.cat([acceptance(*log_probs(model, batch, tokens)) for batch in batches])
+    values = torch.cat([log_acceptance(*log_probs(model, batch, tokens)) for batch in batches]).exp()
     return [float(values[column == index].mean()) for index in column.unique().tolist()]
 
 
@@ -217,13 +219,15 @@ def fit_head(model: AnyOrderModel, batches: list[DistillationBatch], config: Dra
         batch = batches[turns.integers(len(batches))]
         some = torch.from_numpy(turns.permutation(len(batch.left))[:WINDOWS])
         teacher, draft = log_probs(model, batch.select(some.to(model.device)), tokens)
-        loss = divergence(teacher, draft).mean()
+        log_accepted = log_acceptance(teacher, draft)
+        is_fitted = step <= config.max_steps * (1 - config.acceptance_share)
+        loss = divergence(teacher, draft).mean() if is_fitted else -log_accepted.mean()
         if not loss.isfinite():
             raise FloatingPointError(f"at step {step} the loss became {loss:.4g}: try a lower learning_rate")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        accepted.append(float(acceptance(teacher, draft).detach().mean()))
+        accepted.append(float(log_accepted.detach().exp().mean()))
         schedule.step()
         if step % config.logging_steps == 0:
             logger.info("step %d: %.3f of the drafts accepted", step, sum(accepted) / len(accepted))
