@@ -7,7 +7,7 @@ from asarm.models.load import load
 from asarm.objective.loss import log_prob
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
-from asarm.training.draft_head import DraftHeadConfig, train_draft_head
+from asarm.training.draft_head import DraftHeadConfig, log_acceptance, train_draft_head
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from support.models import random_batch, tiny_gpt2, tiny_llama, tiny_xlnet
@@ -85,6 +85,14 @@ def test_tokens_that_are_drafted(backbone):
         assert torch.equal(model.draft_logits(states), all_logits)
 
 
+def test_the_log_of_the_acceptance():
+    """Finite where the acceptance itself is 0 in float32."""
+    log_p, log_q = torch.randn(2, 5, 9).log_softmax(-1)
+    torch.testing.assert_close(log_acceptance(log_p, log_q).exp(), torch.minimum(log_p.exp(), log_q.exp()).sum(-1))
+    apart = torch.tensor([0.0, -300.0])
+    assert log_acceptance(apart, apart.flip(0)) == pytest.approx(-300 + torch.log(torch.tensor(2.0)).item())
+
+
 @pytest.mark.slow
 def test_training(tmp_path):
     """More drafts are accepted on held-out text, the rest of the model is as it was, and the folder loads."""
@@ -109,6 +117,7 @@ def test_settings_that_cannot_be(tmp_path):
         {"model": ""},
         {"hidden": 0},
         {"span_share": 2.0},
+        {"acceptance_share": 1.5},
         {"block_size": 1},
         {"seed": -1},
         {"learning_rate": 0.0},
