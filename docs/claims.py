@@ -61,7 +61,7 @@ TRAIN_CODE = "bash benchmarks/claims/train_adapters.sh ADAPTERS/functions.jsonl 
 
 EXPERIMENTS = [
     Experiment("exact-tiny-text", 8, (f"{DECODE} tiny {EXACT} --num_texts 1000 --k 5",)),
-    Experiment("exact-smollm2-text", 60, (f"{DECODE} small {EXACT} --num_texts 1408",)),
+    Experiment("exact-smollm2-text", 70, (f"{DECODE} small {EXACT} --num_texts 2144",)),
     Experiment(
         "k-any-subset",
         10,
