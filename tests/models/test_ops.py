@@ -75,7 +75,7 @@ def test_parts_of_a_weight_are_packed_apart(packings):
 
 @needs_packing
 @pytest.mark.parametrize("with_inference", [True, False])
-def test_weights_that_change_are_packed_again(with_inference):
+def test_weights_that_change_are_packed_again(with_inference, packings):
     layer = packed_layer(8, 12)
     x = torch.randn(4, 8)
     mode = torch.inference_mode if with_inference else torch.no_grad
@@ -93,15 +93,18 @@ def test_weights_that_change_are_packed_again(with_inference):
     check()
     layer.to(torch.bfloat16).to(torch.float32)
     check()
+    assert len(packings) >= 3
 
 
 @needs_packing
-def test_packed_weights_go_with_their_model():
+def test_packed_weights_go_with_their_model(packings):
     before = len(ops._packed_weights)
     layer = packed_layer(8, 12)
     assert len(ops._packed_weights) == before + 1
     with torch.no_grad():
         packed_linear(torch.randn(4, 8), layer.weight)
+    assert len(packings) == 1
+    packings.clear()  # it has the weight
     del layer
     gc.collect()
     assert len(ops._packed_weights) == before

@@ -26,10 +26,13 @@ def without_left(state: DecodeState, count: int) -> list[bool]:
     """
     if not state.sees_values:
         return [True] * count
-    ranks = state.next_ranks(count + 1)
-    positions = state.positions.gather(1, ranks)
-    is_apart = (positions[:, 1:] != positions[:, :-1] + 1) & (ranks[:, 1:] < state.total[:, None])
-    return is_apart.any(0).tolist()
+    ranks = state.next_ranks(count + 1)[:, 1:]
+    return (~follows_left(state, ranks) & (ranks < state.total[:, None])).any(0).tolist()
+
+
+def follows_left(state: DecodeState, ranks: torch.Tensor) -> torch.Tensor:
+    """Whether the rank before each of some ranks [B, W] int64, from 1 on, is its left neighbour: [B, W] bool."""
+    return state.positions.gather(1, ranks - 1) + 1 == state.positions.gather(1, ranks)
 
 
 def draft_by_head(
@@ -48,9 +51,8 @@ def draft_by_head(
     """
     tokens = [ranks[:, :0]]
     log_q = [torch.empty(len(ranks), 0, state.model.config.vocab_size, device=ranks.device)]
-    before = ranks - 1
-    left, positions = state.tokens.gather(1, before[:, :1]), state.positions
-    is_adjacent = positions.gather(1, before) + 1 == positions.gather(1, ranks)  # [B, W]
+    left = state.tokens.gather(1, ranks[:, :1] - 1)
+    is_adjacent = follows_left(state, ranks)
     always = state.sees_values and bool(is_adjacent.all())
     for column in range(ranks.shape[1]):
         one = slice(column, column + 1)
