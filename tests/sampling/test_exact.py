@@ -34,7 +34,7 @@ def cases(settings: list[dict], *quick: dict) -> list:
     ]
 
 
-@pytest.mark.parametrize("settings", cases(EXACT, EXACT[0], EXACT[1], EXACT[6]))
+@pytest.mark.parametrize("settings", cases(EXACT, EXACT[0], EXACT[1], EXACT[6], EXACT[15]))
 def test_exact_samplers_have_the_enumerated_distribution(problem, settings):
     model, *rows = problem
     p_values = chi_square_p(model, rows, SamplerConfig(temperature=0.7, **settings))
@@ -48,14 +48,14 @@ def test_exact_samplers_at_temperature_1(problem, settings):
     assert min(p_values) > 0.001, p_values
 
 
-@pytest.mark.parametrize("settings", cases([EXACT[2], EXACT[6], EXACT[10]], EXACT[6]))
+@pytest.mark.parametrize("settings", cases([EXACT[2], EXACT[6], EXACT[10], EXACT[15]], EXACT[6], EXACT[15]))
 @pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])
 def test_exact_samplers_with_recurrent_heads(backbone, settings):
     """On all backbones; the head drafts three of the four tokens only."""
     check_recurrent_head(backbone, settings)
 
 
-@pytest.mark.parametrize("settings", cases([EXACT[7], EXACT[8]]))
+@pytest.mark.parametrize("settings", cases([EXACT[7], EXACT[8], EXACT[16], EXACT[17]]))
 def test_other_rules_with_recurrent_heads(settings):
     check_recurrent_head(tiny_gpt2, settings)
 
@@ -139,7 +139,7 @@ def test_any_subset_given_any_other_is_a_distribution(backbone):
     assert abs(float(enumerated(model, tokens[0], given, target, 1.0).sum()) - 1) < 1e-5
 
 
-@pytest.mark.parametrize("settings", cases(EXACT, EXACT[0], EXACT[1], EXACT[7]))
+@pytest.mark.parametrize("settings", cases(EXACT, EXACT[0], EXACT[1], EXACT[7], EXACT[15]))
 def test_gaps_that_end_have_the_enumerated_distribution(settings):
     model, *rows = open_problem(tiny_gpt2)
     p_values = chi_square_p(model, rows, SamplerConfig(temperature=0.7, **settings), samples=40_000)
@@ -147,7 +147,7 @@ def test_gaps_that_end_have_the_enumerated_distribution(settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [EXACT[2], EXACT[7]], ids=str)
+@pytest.mark.parametrize("settings", [EXACT[2], EXACT[7], EXACT[15]], ids=str)
 @pytest.mark.parametrize("backbone", [tiny_xlnet, tiny_llama])
 def test_gaps_that_end_on_other_backbones(backbone, settings):
     model, *rows = open_problem(backbone)

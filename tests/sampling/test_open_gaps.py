@@ -17,9 +17,13 @@ ALL = [
     SamplerConfig(sampler="sequential"),
     SamplerConfig(sampler="parallel", steps=4),
     *(SamplerConfig(draft=d, coupling=c, k=4) for d in ("self", "ngram") for c in ("residual", "block", "gumbel")),
-    *(SamplerConfig(sampler="fused", coupling=c, k=4) for c in ("residual", "block", "gumbel")),
+    *(
+        SamplerConfig(sampler="fused", coupling=c, k=4, alternatives=a)
+        for c in ("residual", "block", "gumbel")
+        for a in (0, 2)
+    ),
 ]
-SAMPLERS = pytest.mark.parametrize("config", ALL, ids=lambda c: f"{c.sampler}-{c.draft}-{c.coupling}")
+SAMPLERS = pytest.mark.parametrize("config", ALL, ids=lambda c: f"{c.sampler}-{c.draft}-{c.coupling}-{c.alternatives}")
 
 
 def problem(backbone=tiny_gpt2, rows=6, seed=0):

@@ -22,7 +22,11 @@ ALL = [
     SamplerConfig(sampler="sequential"),
     SamplerConfig(sampler="parallel", steps=3),
     *(SamplerConfig(draft=d, coupling=c, k=4) for d in ("self", "ngram") for c in ("residual", "block", "gumbel")),
-    *(SamplerConfig(sampler="fused", coupling=c, k=4) for c in ("residual", "block", "gumbel")),
+    *(
+        SamplerConfig(sampler="fused", coupling=c, k=4, alternatives=a)
+        for c in ("residual", "block", "gumbel")
+        for a in (0, 3)
+    ),
     *(SamplerConfig(sampler=s, k=4, draft_temperature=0.5) for s in ("assd", "fused")),
 ]
 

@@ -109,6 +109,9 @@ EXACT = [
     {"sampler": "assd", "k": 3, "draft_temperature": 0.3},
     {"sampler": "fused", "coupling": "block", "k": 3, "draft_temperature": 2.0},
     {"sampler": "assd", "draft": "blind", "coupling": "residual", "k": 3},
+    {"sampler": "fused", "coupling": "residual", "k": 3, "alternatives": 2},
+    {"sampler": "fused", "coupling": "block", "k": 2, "alternatives": 1},
+    {"sampler": "fused", "coupling": "gumbel", "k": 2, "alternatives": 3},
 ]
 
 

@@ -86,6 +86,7 @@ class AnyOrderModel(PreTrainedModel):
         query_positions: torch.Tensor,
         query_context: torch.Tensor,
         cache: Any = None,
+        beside: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Final states of the query stream [B, Q, E].
 
@@ -97,6 +98,8 @@ class AnyOrderModel(PreTrainedModel):
         query_context: [B, Q] int64, how many ranks each query sees; 0 is allowed.
         Contexts that are the same in all rows may be given once, as [1, C] and [1, Q]: masks are then shared.
         cache: of `new_cache`. It stores keys and values of the tokens; its lengths are left to the caller.
+        beside: [B, C + Q] int64, one more rank that each row sees, or -1 for none: content first. With a cache only.
+            Tokens can so be alternatives to those of lower ranks: in the context of rows that see them instead.
 
         Where the contexts of a row are less than the number of ranks, the rest of the row is padding.
         """
@@ -130,18 +133,19 @@ class AnyOrderModel(PreTrainedModel):
         assert self.draft_head is not None
         return self.draft_head(states, self.get_input_embeddings()(left), previous)
 
-    def draft_logits(self, states: torch.Tensor, ends_gaps: bool = True) -> torch.Tensor:
+    def draft_logits(self, states: torch.Tensor, every_id: bool = True) -> torch.Tensor:
         """States [..., E] of the draft head -> logits [..., V], -inf for ids that are not drafted.
 
-        ends_gaps: whether the end of a gap may be among them.
+        every_id: else [..., D], of the first ids, which are drafted, and not of the end of a gap, if it comes later.
 
         Reading the whole output layer for each draft would cost more than the head does.
         """
         first, *end = self.drafted()
-        others = self.config.vocab_size - first.stop
-        logits = F.pad(self._logits_of(first, states), (0, others), value=float("-inf"))
-        for ids in end if ends_gaps else []:
-            logits[..., ids] = self._logits_of(ids, states)
+        logits = self._logits_of(first, states)
+        if every_id:
+            logits = F.pad(logits, (0, self.config.vocab_size - first.stop), value=float("-inf"))
+            for ids in end:
+                logits[..., ids] = self._logits_of(ids, states)
         return self.without_never_sampled(logits)
 
     def _logits_of(self, ids: slice, states: torch.Tensor) -> torch.Tensor:
@@ -183,17 +187,25 @@ class Visibility(NamedTuple):
 
 
 def visibility(
-    count: int, content_context: torch.Tensor, query_context: torch.Tensor, cache: KeyValueCache | None
+    count: int,
+    content_context: torch.Tensor,
+    query_context: torch.Tensor,
+    cache: KeyValueCache | None,
+    beside: torch.Tensor | None = None,
 ) -> Visibility:
-    """What `count` rows of content and all queries may read. Contexts and cache: as in `AnyOrderModel.hidden`.
+    """What `count` rows of content and all queries may read. Contexts, cache, beside: as in `AnyOrderModel.hidden`.
 
     For a compiler `count` must be the size of the very tensor that the rows are made of.
     """
     batch = max(len(content_context), len(query_context))
     context = torch.cat((content_context.expand(batch, -1), query_context.expand(batch, -1)), dim=1)  # [1 or B, R]
-    ranks = max(count, 1) if cache is None else cache.visible_slots(context)
-    unseen = torch.arange(ranks, device=context.device) >= context.clamp(min=1)[:, None, :, None]
-    return Visibility(unseen, (context == 0)[..., None], *row_blocks(context, count, ranks))
+    reach = context if beside is None else context.maximum(beside + 1)
+    ranks = max(count, 1) if cache is None else cache.visible_slots(reach)
+    slots, empty = torch.arange(ranks, device=context.device), reach == 0
+    unseen = slots >= torch.where(empty, 1, context)[:, None, :, None]
+    if beside is not None:
+        unseen = unseen & (slots != beside[:, None, :, None])
+    return Visibility(unseen, empty[..., None], *row_blocks(reach, count, ranks))
 
 
 def row_blocks(context: torch.Tensor, count: int, ranks: int) -> tuple[list[RowBlock], list[RowBlock]]:

@@ -217,6 +217,7 @@ class AnyOrderGPT2(AnyOrderModel):
         query_positions: torch.Tensor,
         query_context: torch.Tensor,
         cache: KeyValueCache | None = None,
+        beside: torch.Tensor | None = None,
     ) -> torch.Tensor:
         count = tokens.shape[1]
         if cache is not None:
@@ -225,7 +226,7 @@ class AnyOrderGPT2(AnyOrderModel):
         x = torch.cat((self.wte(tokens), queries), dim=1)  # [B, R, E]
         head_width = self.config.n_embd // self.config.n_head
         rotary = rotary_table(torch.cat((positions, query_positions), dim=1), head_width, self.config.rotary_base)
-        visible = visibility(count, content_context, query_context, cache)
+        visible = visibility(count, content_context, query_context, cache, beside)
         mask = torch.zeros(visible.unseen.shape, dtype=x.dtype, device=x.device).masked_fill(
             visible.unseen, float("-inf")
         )

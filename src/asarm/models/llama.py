@@ -303,10 +303,11 @@ class AnyOrderLlama(AnyOrderModel):
         query_positions: torch.Tensor,
         query_context: torch.Tensor,
         cache: TokenCache | None = None,
+        beside: torch.Tensor | None = None,
     ) -> torch.Tensor:
         count, config = tokens.shape[1], self.config
         ranks = torch.arange(count, device=tokens.device)[None] if cache is None else cache.begin(count)
-        visible = visibility(count, content_context.minimum(ranks + 1), query_context, cache)
+        visible = visibility(count, content_context.minimum(ranks + 1), query_context, cache, beside)
         slots = visible.unseen.shape[-1]  # T
         if cache is not None:
             cache.write_tokens(tokens, positions)

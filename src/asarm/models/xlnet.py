@@ -323,11 +323,12 @@ class AnyOrderXLNet(AnyOrderModel):
         query_positions: torch.Tensor,
         query_context: torch.Tensor,
         cache: PositionedCache | None = None,
+        beside: torch.Tensor | None = None,
     ) -> torch.Tensor:
         count = tokens.shape[1]
         queries = self.transformer.mask_emb.expand(*query_positions.shape, -1)  # [B, Q, E]
         x = self.transformer.dropout(torch.cat((self.transformer.word_embedding(tokens), queries), dim=1))  # [B, R, E]
-        visible = visibility(count, content_context, query_context, cache)
+        visible = visibility(count, content_context, query_context, cache, beside)
         ranks = visible.unseen.shape[-1]
         row_positions = torch.cat((positions, query_positions), dim=1)  # [B, R]
         if cache is not None:

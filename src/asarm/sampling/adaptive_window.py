@@ -66,11 +66,11 @@ class AdaptiveWindow:
         self.verified, self.accepted = np.zeros((2, self.max_k))
         self.steps, self.k = 0, self.best_k()
 
-    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
+    def update(self, verified: np.ndarray, accepted: np.ndarray) -> None:
         """As in `WindowPolicy`."""
         self.verified, self.accepted = DECAY * self.verified, DECAY * self.accepted
-        for drafts, kept in zip(size.tolist(), accepted.tolist(), strict=True):
-            self.verified[: min(drafts, kept + 1)] += 1
+        for drafts, kept in zip(verified.tolist(), accepted.tolist(), strict=True):
+            self.verified[:drafts] += 1
             self.accepted[:kept] += 1
         self.steps += 1
         if self.steps % UPDATE_INTERVAL == 0:
@@ -106,7 +106,7 @@ class LatencyProbe:
         self.max_k, self.schedule = max(sizes), iter(np.repeat(sizes, REPEATS + 1).tolist())
         self.k = next(self.schedule)
 
-    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
+    def update(self, verified: np.ndarray, accepted: np.ndarray) -> None:
         """As in `WindowPolicy`."""
         self.k = next(self.schedule, 0)
 

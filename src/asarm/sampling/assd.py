@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
@@ -97,6 +98,7 @@ def _self_draft(state: DecodeState, columns: int) -> DraftWindow:
         state.write_drafts(ranks[:, :1], first)
         later = states[:, 1:] if asked is ranks else states.expand(-1, columns - 1, -1)  # then not read
         drafts, log_q = draft_by_head(state, sampler, ranks[:, 1:], later, states[:, :1], first=1)
+        log_q = F.pad(log_q, (0, log_p.shape[2] - log_q.shape[2]), value=float("-inf"))
         drafts, log_q = torch.cat((first, drafts), dim=1), torch.cat((log_p, log_q), dim=1)
         return state.draft_window(drafts, size, log_q, sampler)
     log_q = state.draft_log_probs(states, ranks)  # [B, K, V]

@@ -19,6 +19,9 @@ class SamplerConfig(Transforms):
         "", "verification rule for drafts: residual, block or gumbel; the default is residual, and gumbel with adaptive"
     )
     k: int = option(5, "tokens drafted in one iteration of assd or fused")
+    alternatives: int = option(
+        0, "fused: other tokens verified in place of the first draft; one less for the second, and so on"
+    )
     adaptive: bool = option(
         False, "draft as many tokens, k at most, as are measured to be fastest; the text does not depend on it"
     )
@@ -40,6 +43,7 @@ class SamplerConfig(Transforms):
             "fused drafts by the model, self or blind; ngram is for sampler assd",
         )
         check(self.k >= 1, f"k must be at least 1, not {self.k}")
+        check(0 <= self.alternatives <= 16, f"alternatives must lie in 0..16, not {self.alternatives}")
         check(
             not self.adaptive or self.sampler in ("assd", "fused"),
             f"adaptive is for samplers that draft, assd and fused, not {self.sampler}",

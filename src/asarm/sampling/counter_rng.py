@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-TOKEN, REPLACEMENT, VERDICT = 0, 1, 2  # streams: which token, which token after a rejection, accept or not
-STREAMS = 3
+# Streams: which token, which token after a rejection, accept or not, which alternatives.
+TOKEN, REPLACEMENT, VERDICT, ALTERNATIVES = 0, 1, 2, 3
+STREAMS = 4
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit numbers, which torch's arithmetic wraps around
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
@@ -54,19 +55,27 @@ class CounterRNG:
         keys = torch.stack([self.keys(positions, stream) for stream in range(STREAMS)])
         return _shift_right(keys, 11).double() * 2.0**-53
 
+    def several(self, positions: torch.Tensor, stream: int, count: int) -> torch.Tensor:
+        """Several numbers in [0, 1) for each position: [B, K] int64 -> [B, K, count] float64."""
+        return _shift_right(self._bits(positions, stream, count), 11).double() * 2.0**-53
+
     def gumbel(self, positions: torch.Tensor, vocab_size: int, stream: int) -> torch.Tensor:
         """Standard Gumbel noise for each position and token: [B, K] int64 -> [B, K, V] float32.
 
         It is -log of an exponential variable, made from 53 bits: the smallest exponentials, which decide the argmax,
         keep their relative precision.
         """
-        bits = _mix_(self.keys(positions, stream)[..., None] + self.counters(vocab_size, positions.device))
+        bits = self._bits(positions, stream, vocab_size)
         minus_uniform = _shift_right(bits, 11).float().mul_(-(2.0**-53)).clamp_(2.0**-24 - 1, -(2.0**-54))
         return minus_uniform.log1p_().neg_().log_().neg_()
 
-    def counters(self, vocab_size: int, device: torch.device) -> torch.Tensor:
-        """What tells the tokens of a vocabulary apart: [V] int64."""
-        return torch.arange(1, vocab_size + 1, device=device) * _GOLDEN_GAMMA
+    def _bits(self, positions: torch.Tensor, stream: int, count: int) -> torch.Tensor:
+        """Random bits: [B, K] int64 -> [B, K, count] int64."""
+        return _mix_(self.keys(positions, stream)[..., None] + self.counters(count, positions.device))
+
+    def counters(self, count: int, device: torch.device) -> torch.Tensor:
+        """What tells the numbers of a position apart, those of the tokens of a vocabulary: [count] int64."""
+        return torch.arange(1, count + 1, device=device) * _GOLDEN_GAMMA
 
 
 class TabledRNG(CounterRNG):
@@ -99,8 +108,8 @@ class TabledRNG(CounterRNG):
     def uniform(self, positions: torch.Tensor) -> torch.Tensor:
         return self.uniforms.gather(2, positions.expand(STREAMS, -1, -1))
 
-    def counters(self, vocab_size: int, device: torch.device) -> torch.Tensor:
-        return self.tokens
+    def counters(self, count: int, device: torch.device) -> torch.Tensor:
+        return self.tokens[:count]
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Drop all rows except `rows` [B'] (indices)."""
@@ -110,7 +119,7 @@ class TabledRNG(CounterRNG):
 class GumbelSampler:
     """Draws tokens as argmax(log p + Gumbel noise): similar distributions mostly give the same token.
 
-    For the positions [B, K] of a batch; noise: [B, K, V] float32.
+    For the positions [B, K] of a batch; noise: [B, K, V] float32. Distributions of the first tokens alone will do.
     """
 
     def __init__(self, rng: CounterRNG, positions: torch.Tensor, vocab_size: int):
@@ -118,7 +127,18 @@ class GumbelSampler:
 
     def draw(self, log_probs: torch.Tensor, columns: slice = slice(None)) -> torch.Tensor:
         """Tokens [B, K'] int64 from log_probs [B, K', V], which are those of some columns of the K positions."""
-        return (log_probs + self.noise[:, columns]).argmax(-1)
+        return (log_probs + self.noise[:, columns, : log_probs.shape[-1]]).argmax(-1)
+
+    def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """Tokens [B] int64 from target log-probs [B, V] at one column [B] a row, where no draft was looked at."""
+        rows = torch.arange(len(log_p), device=log_p.device)
+        return (log_p + self.noise[rows, column]).argmax(-1)
+
+    def alternatives(self, log_q: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
+        """Other tokens [B, W, count] int64, all different, than those [B, W] that were drawn from log_q [B, W, V] for
+        the first W positions: here those that would have been drawn without these."""
+        scores = log_q + self.noise[:, : log_q.shape[1], : log_q.shape[2]]
+        return scores.scatter_(-1, tokens[..., None], float("-inf")).topk(count).indices
 
 
 class InverseCDFSampler:
@@ -128,12 +148,27 @@ class InverseCDFSampler:
     """
 
     def __init__(self, rng: CounterRNG, positions: torch.Tensor, vocab_size: int):
+        self.rng, self.positions = rng, positions
         self.uniform = rng.uniform(positions)
 
     def draw(self, log_probs: torch.Tensor, columns: slice = slice(None)) -> torch.Tensor:
         """As in `GumbelSampler`."""
         # On a CPU the exponential of -inf, which most tokens of a draft head have, is slow; softmax is not.
         return inverse_cdf(log_probs.softmax(-1), self.uniform[TOKEN][:, columns])
+
+    def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """As in `GumbelSampler`."""
+        rows = torch.arange(len(log_p), device=log_p.device)
+        return inverse_cdf(log_p.exp(), self.uniform[REPLACEMENT][rows, column])
+
+    def alternatives(self, log_q: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
+        """As in `GumbelSampler`, drawn from what the distributions are without the tokens before."""
+        uniform = self.rng.several(self.positions[:, : tokens.shape[1]], ALTERNATIVES, count)  # [B, W, count]
+        weights, drawn = log_q.softmax(-1), [tokens]
+        for number in range(count):
+            weights.scatter_(-1, drawn[-1][..., None], 0.0)
+            drawn.append(inverse_cdf(weights, uniform[..., number]))
+        return torch.stack(drawn[1:], dim=-1)
 
 
 TokenSampler = GumbelSampler | InverseCDFSampler

@@ -166,22 +166,39 @@ class DecodeState:
         return self.decoded[:, None] + self.columns[:count]
 
     def query_states(
-        self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor, count: int
+        self,
+        content_length: torch.Tensor,
+        ranks: torch.Tensor,
+        contexts: torch.Tensor,
+        count: int,
+        alternatives: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """One function evaluation: final states [B, Q, E] of queries for `ranks` that see `contexts` ranks.
 
         content_length: [B] int64; tokens of the ranks before it, drafts included, enter the cache: at most `count` new
-        ones in a row. ranks, contexts: [B, Q] int64.
+        ones in a row. ranks, contexts: [B, Q] int64. alternatives: other tokens [B, A] in place of drafts, and their
+            ranks [B, A]; the states of queries for the ranks after them, which see them instead, come last:
+            [B, Q + A, E].
         """
         # Ranks beyond content_length are scratch.
         new_ranks = self.cache.lengths[:, None] + self.columns[:count]  # [B, C]
+        tokens, seen = self.tokens.gather(1, new_ranks), self.contexts.gather(1, new_ranks)
+        contexts, beside = contexts.minimum(content_length[:, None]), None
+        if alternatives is not None:  # in the cache, after all others, for this function evaluation only
+            other_tokens, others = alternatives
+            slots = self.cache.lengths[:, None] + count + self.columns[: others.shape[1]]
+            beside = torch.cat([part for rows in (new_ranks, ranks) for part in (-torch.ones_like(rows), slots)], dim=1)
+            tokens, seen = torch.cat((tokens, other_tokens), dim=1), torch.cat((seen, others), dim=1)
+            new_ranks, ranks = torch.cat((new_ranks, others), dim=1), torch.cat((ranks, others + 1), dim=1)
+            contexts = torch.cat((contexts, others), dim=1)
         states = self.model.hidden(
-            self.tokens.gather(1, new_ranks),
+            tokens,
             self.positions.gather(1, new_ranks),
-            self.contexts.gather(1, new_ranks),
+            seen,
             self.positions.gather(1, ranks),
-            contexts.minimum(content_length[:, None]),
+            contexts,
             self.cache,
+            beside,
         )
         self.cache.set_lengths(content_length)
         return states
@@ -189,11 +206,17 @@ class DecodeState:
     def log_probs(self, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
         """Log-probs (float32) of the tokens at ranks [B, Q], by the final states of their queries: [B, Q, E] ->
         [B, Q, V]."""
-        return self._log_softmax(self.model.logits(states), ranks, self.config.temperature, ranks)
+        return self.log_softmax(self.model.logits(states), ranks)
+
+    def log_softmax(self, logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+        """As `log_probs`, from logits [B, Q, V]."""
+        return self._log_softmax(logits, ranks, self.config.temperature, ranks)
 
     def draft_log_probs(self, states: torch.Tensor, ranks: torch.Tensor, by_head: bool = False) -> torch.Tensor:
-        """As `log_probs`, of what tokens are drafted from. by_head: the states are those of the draft head."""
-        logits = self.model.draft_logits(states, self.has_open_gaps) if by_head else self.model.logits(states)
+        """As `log_probs`, of what tokens are drafted from. by_head: the states are those of the draft head; the result
+        may then be [B, Q, D], of the first D tokens, if it drafts no others."""
+        every_id = self.has_open_gaps or self.allowed is not None or self.config.looks_at_ids
+        logits = self.model.draft_logits(states, every_id) if by_head else self.model.logits(states)
         temperature = self.config.draft_temperature
         temperature = self.config.temperature if temperature is None else temperature
         known = ranks if by_head else self.decoded[:, None].expand_as(ranks)
@@ -207,7 +230,7 @@ class DecodeState:
         if self.has_open_gaps:
             exclude_gap_end(logits, self.may_end.gather(1, ranks), self.gap_end)
         elif self.gap_end is not None:
-            logits[..., self.gap_end] = float("-inf")
+            logits[..., self.gap_end : self.gap_end + 1] = float("-inf")
         # Without what looks at positions they are not needed.
         by_position = self.allowed is not None or self.config.bad_words_ids
         at = self.positions.gather(1, ranks) if by_position else ranks
@@ -230,15 +253,21 @@ class DecodeState:
         self.tokens.scatter_(1, ranks, tokens)
 
     def draft_window(
-        self, tokens: torch.Tensor, size: torch.Tensor, log_q: torch.Tensor, sampler: TokenSampler
+        self,
+        tokens: torch.Tensor,
+        size: torch.Tensor,
+        log_q: torch.Tensor,
+        sampler: TokenSampler,
+        alternatives: int = 0,
     ) -> DraftWindow:
-        """The window of drafts for the next ranks. A draft that ends a gap before its last rank is the last of its row:
-        the rest of the gap is not there to be verified."""
+        """The window of drafts for the next ranks, with so many alternatives to the first. A draft that ends a gap
+        before its last rank is the last of its row: the rest of the gap is not there to be verified."""
         if self.has_open_gaps:
             ranks = self.next_ranks(tokens.shape[1])  # [B, K]
             ends = ((tokens == self.gap_end) & self.may_end.gather(1, ranks) & (self.rest.gather(1, ranks) > 0)).long()
             size = size.minimum((ends.cumsum(1) - ends == 0).sum(1))
-        return DraftWindow(tokens, size, log_q, sampler)
+        others = sampler.alternatives(log_q, tokens, alternatives) if alternatives and tokens.shape[1] else None
+        return DraftWindow(tokens, size, log_q, sampler, others)
 
     def verify(self, window: DraftWindow, log_p: torch.Tensor) -> Verdict:
         """Apply the verification rule of the config, see `asarm.sampling.verification`: accepted and next tokens."""
@@ -255,17 +284,19 @@ class DecodeState:
         accepted: torch.Tensor,
         next_tokens: torch.Tensor,
         columns: int,
+        by_alternative: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Decide the tokens of one step: accepted drafts, and the next token after them.
 
         drafts: [B, W] int64, at the next ranks, of which the first size [B] were verified and accepted [B] kept.
         next_tokens: [B] int64; ignored where all verified columns, or all ranks up to the row's end, are decided by
             drafts, and where the last accepted draft ends a gap early.
+        by_alternative: [B] bool, whether the last accepted draft is an alternative to the one that was verified.
 
         The cache keeps the content of accepted drafts; what it may hold after those is of rejected ones. Where the last
         decided token ends a gap, the rest of the gap is taken out of the row.
-        Returns the outcome for `look`, [3 or 4, B] int64: sizes, accepted drafts, ranks that remain, and, if any row
-        has gaps of unknown length, ranks that were taken out.
+        Returns the outcome for `look`, [4 or 5, B] int64: sizes, accepted drafts, ranks that remain, by_alternative,
+        and, if any row has gaps of unknown length, ranks that were taken out.
         """
         end = self.total if columns > drafts.shape[1] else self.total.minimum(self.decoded + columns)
         kept = self.decoded.add_(accepted)  # [B], now the rank of the next token
@@ -273,17 +304,18 @@ class DecodeState:
         if self.has_open_gaps:
             added &= ~((accepted > 0) & (self._rest_of_ended_gap() > 0))
         self.write_drafts(kept[:, None], next_tokens[:, None])  # where it is not added, the rank is not decided
-        self.cache.lengths.clamp_(max=kept)
+        alternative = torch.zeros_like(size) if by_alternative is None else by_alternative.long()
+        self.cache.lengths.clamp_(max=kept if by_alternative is None else kept - alternative)
         self.decoded.add_(added)
-        outcome = [size, accepted, self.total - self.decoded]
+        outcome = [size, accepted, self.total - self.decoded, alternative]
         if self.has_open_gaps:
             rest = self._rest_of_ended_gap()  # [B]
-            outcome = [size, accepted, outcome[2] - rest, rest]
+            outcome[2:] = [outcome[2] - rest, alternative, rest]
         if self.result.trace is not None:
             ranked = (self.positions, self.tokens, self.decoded)
             record_steps(self.result.trace, self.rows, ranked, drafts, outcome, added, self.gap_end)
         if self.has_open_gaps:
-            self._take_out(outcome[3])
+            self._take_out(outcome[4])
         return torch.stack(outcome)
 
     def _rest_of_ended_gap(self) -> torch.Tensor:
@@ -307,15 +339,17 @@ class DecodeState:
     def look(self, evaluations: Evaluations = one_evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
         """Read the outcomes of the steps since the last look, count, and take finished rows out of the batch.
 
-        Returns, for each step, sizes and accepted drafts [B'] of the rows that were not finished before it.
+        Returns, for each step, drafts up to the first rejection and accepted drafts [B'] of the rows that were not
+        finished before it.
         """
         steps = []
         for outcome in torch.stack(self.outcomes).cpu().numpy():
             active = self.remaining_seen > 0
-            size, kept, self.remaining_seen, *rest = outcome
-            size, kept = size[active], kept[active]
-            self.result.count(self.rows[active], size, kept, evaluations(size), rest[0][active] if rest else 0)
-            steps.append((size, kept))
+            self.remaining_seen = outcome[2]
+            size, kept, _, by_alternative, *rest = outcome[:, active]
+            verified = np.where(by_alternative, kept, np.minimum(size, kept + 1))
+            self.result.count(self.rows[active], size, verified, kept, evaluations(size), rest[0] if rest else 0)
+            steps.append((verified, kept))
         self.outcomes.clear()
         left = self.remaining_seen > 0
         # A batch of another size is another recorded graph on a device; idle rows cost little there.

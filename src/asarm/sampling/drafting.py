@@ -47,10 +47,12 @@ def draft_by_head(
 
     sampler: of positions of which the drafts' are those from number `first` on. states: [B, W, E], of the drafting
     queries. previous: [B, 1, E], the state that the token before was drawn from.
-    Returns tokens [B, W] int64 and the log-probs [B, W, V] float32 that they were drawn with.
+    Returns tokens [B, W] int64 and the log-probs [B, W, V] float32 that they were drawn with; or [B, W, D], of the
+    first D tokens, if no others are drafted.
     """
-    tokens = [ranks[:, :0]]
-    log_q = [torch.empty(len(ranks), 0, state.model.config.vocab_size, device=ranks.device)]
+    if not ranks.shape[1]:
+        return ranks, torch.empty(*ranks.shape, state.model.config.vocab_size, device=ranks.device)
+    tokens, log_q = [], []
     left = state.tokens.gather(1, ranks[:, :1] - 1)
     is_adjacent = follows_left(state, ranks)
     always = state.sees_values and bool(is_adjacent.all())

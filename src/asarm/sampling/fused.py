@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from asarm.models.compiled import DecodingModel
+from asarm.sampling.alternatives import Alternatives, Decision, alternatives_to, count_alternatives, decide
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
@@ -98,15 +99,17 @@ class FusedDecoding(WindowedDecoding):
         self.prepared = 0  # drafts of the next window
 
     @staticmethod
-    def lookahead(longest: int) -> int:
-        """The window after one whose drafts are all accepted ends there."""
-        return 2 * longest + 1
+    def lookahead(longest: int, config: SamplerConfig) -> int:
+        """The window after one whose drafts are all accepted ends there; alternatives come after its cached ranks."""
+        return 2 * longest + 1 + count_alternatives(config.alternatives, longest)
 
     def step(self, step: Callable[..., torch.Tensor], *arguments: Any) -> None:
         """As in `DecodeState`, with a shape."""
         shape = self.shape()
         super().step(step, shape, *arguments)
         self.prepared = shape.prepared
+        if self.config.alternatives:  # one that was kept is not in the cache either
+            self.uncached = 2
 
     def shape(self) -> Shape:
         """The shape of the next step. Where values can be seen nothing is asked for that no row has ranks for."""
@@ -123,14 +126,24 @@ def fused_step(state: FusedDecoding, shape: Shape) -> torch.Tensor:
     reach = state.next_ranks(shape.columns + shape.prepared)  # the ranks of this window and of any next one
     ranks = reach[:, : shape.columns]  # [B, K]
     drafted = _draft(state, shape, ranks)
-    verifying, drafting = _evaluate(state, drafted.size, shape, reach)
-    accepted, next_tokens = state.verify(drafted, state.log_probs(verifying, ranks))  # [B] each
-    _prepare(state, shape, verifying, drafting, accepted)
-    outcome = state.commit(drafted.tokens, drafted.size, accepted, next_tokens, shape.columns)
+    alternatives = alternatives_to(drafted)
+    verifying, drafting = _evaluate(state, drafted.size, shape, reach, alternatives)
+    logits = state.model.logits(verifying)
+    verdict = state.verify(drafted, state.log_softmax(logits[:, : shape.columns], ranks))
+    decision = decide(state, drafted, alternatives, logits, verdict)
+    _prepare(state, shape, verifying, drafting, decision)
+    outcome = state.commit(
+        decision.drafts,
+        drafted.size,
+        decision.accepted,
+        decision.next_tokens,
+        shape.columns,
+        decision.by_alternative,
+    )
     size = state.window.size
     torch.clamp(outcome[2], max=shape.prepared, out=size)
     if state.has_open_gaps:  # what was prepared for the ranks after the end of a gap is for none that are left
-        size.masked_fill_(outcome[3] > 0, 0)
+        size.masked_fill_(outcome[4] > 0, 0)
     return outcome
 
 
@@ -145,32 +158,35 @@ def _draft(state: FusedDecoding, shape: Shape, ranks: torch.Tensor) -> DraftWind
         log_q = state.draft_log_probs(states, ranks)
         tokens = sampler.draw(log_q, slice(shape.drafts))
         state.write_drafts(ranks, tokens)
-    return state.draft_window(tokens, state.window.size, log_q, sampler)
+    return state.draft_window(tokens, state.window.size, log_q, sampler, state.config.alternatives)
 
 
 def _evaluate(
-    state: FusedDecoding, size: torch.Tensor, shape: Shape, reach: torch.Tensor
+    state: FusedDecoding, size: torch.Tensor, shape: Shape, reach: torch.Tensor, alternatives: Alternatives | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The function evaluation of a step: final states of the verifying queries [B, K, E] and of the drafting queries.
+    """The function evaluation of a step: final states of the verifying queries [B, K + A, E] and of the drafting ones.
 
-    The former are for the columns of the window, the first K ranks of reach; the latter, [B, Q, E], for those `asked`.
+    The former are for the columns of the window, the first K ranks of reach, and for the ranks after the alternatives;
+    the latter, [B, Q, E], for those `asked`.
     """
     content_length, count = state.decoded + size, state.uncached + shape.drafts
     ranks, asked = reach[:, : shape.columns], reach[:, 1 : 1 + len(shape.asked)]
     if shape.asks_for_some:
         asked = reach[:, 1:][:, list(shape.asked)]
     contexts = torch.cat((ranks, ranks[:, :1].expand_as(asked)), dim=1)
-    states = state.query_states(content_length, torch.cat((ranks, asked), dim=1), contexts, count)
-    return states[:, : shape.columns], states[:, shape.columns :]
+    others = None if alternatives is None else (alternatives.tokens, alternatives.ranks(state.decoded))
+    states = state.query_states(content_length, torch.cat((ranks, asked), dim=1), contexts, count, others)
+    verifying, drafting, after = states.tensor_split((shape.columns, contexts.shape[1]), dim=1)
+    return verifying if others is None else torch.cat((verifying, after), dim=1), drafting
 
 
 def _prepare(
-    state: FusedDecoding, shape: Shape, verifying: torch.Tensor, drafting: torch.Tensor, accepted: torch.Tensor
+    state: FusedDecoding, shape: Shape, verifying: torch.Tensor, drafting: torch.Tensor, decision: Decision
 ) -> None:
-    """Keep of the states that `_evaluate` returned those that the actual outcome needs: accepted [B] drafts."""
-    window = state.window
+    """Keep of the states that `_evaluate` returned those that the actual outcome needs."""
+    window, accepted = state.window, decision.accepted
     if drafts_by_head(state):
-        window.previous.copy_(at_column(verifying, accepted)[:, None])
+        window.previous.copy_(at_column(verifying, decision.column)[:, None])
     if not shape.asked:
         return
     if shape.asks_for_some:  # ranks that are not asked for need no query: any state will do

@@ -18,7 +18,8 @@ def one_evaluation(size: np.ndarray) -> int:
 class TraceStep:
     """One iteration of one row.
 
-    positions: of the drafted tokens, ascending. drafts: the tokens proposed there ([] for samplers without drafts).
+    positions: of the drafted tokens, ascending. drafts: the tokens proposed there ([] for samplers without drafts); an
+    alternative that was kept stands in for its draft.
     accepted: how many of the first of them were kept. added: (position, token) pairs decoded by other means than an
     accepted draft: the replacement of a rejected one, what a sampler without drafts drew, the rest of a gap that ended.
     """
@@ -37,7 +38,7 @@ class SampleResult:
     nfe: [B] int64, network function evaluations that the row took part in until it was finished.
     targets: [B] int64, tokens drawn: all targets but those after the end of a gap's text.
     proposed, accepted: [B, k] int64, counts by column of the window: drafts up to the first rejection, that one
-        included, and drafts accepted. k is 0 where nothing is drafted.
+        included, and drafts accepted, or an alternative to them. k is 0 where nothing is drafted.
     windows: [B, k + 1] int64, how many windows had 0, 1, ... k drafts.
     seconds: wall time of the whole batch.
     trace: the steps of each row, or None when not asked for.
@@ -56,18 +57,20 @@ class SampleResult:
         self,
         rows: np.ndarray,
         size: np.ndarray,
+        verified: np.ndarray,
         accepted: np.ndarray,
         evaluations: np.ndarray | int,
         left_out: np.ndarray | int,
     ) -> None:
-        """Count a step of some rows: of `size` drafts the first `accepted` were accepted. All are [rows] int64.
+        """Count a step of some rows: of `size` drafts, `verified` up to the first rejection, the first `accepted` were
+        accepted. All are [rows] int64.
 
         evaluations: network function evaluations that it took. left_out: targets that an ended gap leaves undrawn.
         """
         column = np.arange(self.proposed.shape[1])
         self.nfe.numpy()[rows] += evaluations
         self.targets.numpy()[rows] -= left_out
-        self.proposed.numpy()[rows] += (column <= accepted[:, None]) & (column < size[:, None])
+        self.proposed.numpy()[rows] += column < verified[:, None]
         self.accepted.numpy()[rows] += column < accepted[:, None]
         self.windows.numpy()[rows, size] += 1
 
@@ -110,7 +113,7 @@ def record_steps(
     ranked: positions and tokens [B, R] in rank order, and how many are decided [B]. drafts: [B, W] int64. outcome: as
     `DecodeState.commit` returns it. added: [B] bool, whether a row got a token after its accepted drafts.
     """
-    size, accepted, _, *rest = (part.tolist() for part in outcome)
+    size, accepted, _, _, *rest = (part.tolist() for part in outcome)
     for row, (draft, has_next) in enumerate(zip(drafts.tolist(), added.tolist(), strict=True)):
         kept, after = accepted[row], accepted[row] + has_next
         first = int(ranked[2][row]) - after

@@ -8,8 +8,12 @@ window: the drafts. log_p: [B, K, V] float32, target log-probs at the window's p
 tolerance: of `residual` only. accepted: [B] int64, how many of the first drafts are kept. next_tokens: [B] int64, the
 token after those, ignored where all K columns were accepted.
 
+Where a window has alternatives to its drafts, `residual` and `block` draw the token in place of a rejected draft so
+that it is likely one of them, and is distributed as without (recursive rejection sampling, arXiv 2402.14160): what
+follows them is known from the same function evaluation.
+
 Shapes: B rows, W drafts of the window, K verified columns (W, or one more, which never has a draft: the token after all
-drafts is drawn from the target), V vocabulary.
+drafts is drawn from the target), M alternatives to a draft, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -26,14 +30,18 @@ class DraftWindow:
     """The drafts of one iteration, for the next positions of each row, and the distributions they were drawn from.
 
     tokens: [B, W] int64. Only the first size [B] (int64) of a row are drafts; tokens after them are ignored.
-    log_q: [B, W, V] float32, log-probs of the distribution that each draft was drawn from, given all tokens before.
+    log_q: [B, W, V] float32, log-probs of the distribution that each draft was drawn from, given all tokens before; or
+        [B, W, D], of the first D tokens, if no others are drafted.
     sampler: what the drafts were drawn with, for all K columns.
+    alternatives: [B, W, M] int64, of which those to the first draft count, all but one of those to the second, and so
+        on; drawn from what q is without the draft and the alternatives before. None for none.
     """
 
     tokens: torch.Tensor
     size: torch.Tensor
     log_q: torch.Tensor
     sampler: TokenSampler
+    alternatives: torch.Tensor | None = None
 
     @property
     def uniform(self) -> torch.Tensor:
@@ -64,8 +72,8 @@ def residual(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verd
     accepted = _count_leading(window.uniform[VERDICT, :, :drafts] < chance, window.size)
     rejected, column = _next_columns(window, log_p, accepted)
     p = at_column(log_p, column).exp_()  # [B, V]
-    rest = (p - at_column(window.log_q, rejected).softmax(-1)).clamp_(min=0)
-    return accepted, _draw_next(window, accepted, column, p, rest)
+    q = at_column(window.log_q, rejected).softmax(-1)
+    return accepted, _draw_next(window, accepted, column, p, q, rest_of(p, q))
 
 
 def block(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict:
@@ -87,7 +95,8 @@ def block(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict
     is_draft = number <= window.size[:, None]  # [B, W]
     walk = F.pad(torch.where(is_draft, window.log_ratio(log_p[:, :drafts]), 0.0).cumsum(1), (1, 0))  # [B, W + 1]
     weight = (walk - walk.cummax(1).values).exp_()  # [B, W + 1], w_0 .. w_W
-    rest = (weight[:, :-1, None] * log_p[:, :drafts].exp() - window.log_q.softmax(-1)).clamp_(min=0)  # [B, W, V]
+    q = window.log_q.softmax(-1)
+    rest = rest_of(weight[:, :-1, None] * log_p[:, :drafts].exp(), q)  # [B, W, V]
     # s_0 .. s_{W - 1}; in columns without a draft q is 0, so that it is w_i, here without rounding
     mass = torch.where(is_draft, rest.sum(-1), weight[:, :-1])
     mass, weight = torch.cat((mass[:, 1:], weight[:, -1:]), dim=1), weight[:, 1:]  # after 1 .. W drafts
@@ -95,7 +104,7 @@ def block(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict
     accepted = (number * ((window.uniform[VERDICT, :, :drafts] < chance) & is_draft)).amax(1)
     rejected, column = _next_columns(window, log_p, accepted)
     p = at_column(log_p, column).exp_()  # [B, V]
-    return accepted, _draw_next(window, accepted, column, p, at_column(rest, rejected))
+    return accepted, _draw_next(window, accepted, column, p, at_column(q, rejected), at_column(rest, rejected))
 
 
 def gumbel(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict:
@@ -115,6 +124,13 @@ VERIFICATION_RULES: dict[str, Callable[[DraftWindow, torch.Tensor, float], Verdi
     "block": block,
     "gumbel": gumbel,
 }
+
+
+def rest_of(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """max(0, p - q): p [..., V], q [..., D] of the first D tokens -> [..., V]."""
+    rest = p.clone()
+    rest[..., : q.shape[-1]] -= q
+    return rest.clamp_(min=0)
 
 
 def _count_leading(accept: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
@@ -147,10 +163,51 @@ def _draw_first(window: DraftWindow, log_p: torch.Tensor) -> Verdict:
 
 
 def _draw_next(
-    window: DraftWindow, accepted: torch.Tensor, column: torch.Tensor, p: torch.Tensor, rest: torch.Tensor
+    window: DraftWindow,
+    accepted: torch.Tensor,
+    column: torch.Tensor,
+    p: torch.Tensor,
+    q: torch.Tensor,
+    rest: torch.Tensor,
 ) -> torch.Tensor:
     """The tokens [B] at column [B], after the accepted [B] drafts: where one was rejected with weights rest [B, V] (not
-    normalised), elsewhere from p [B, V]."""
+    normalised), elsewhere from p [B, V]. q: [B, V or D], what the rejected draft was drawn from."""
     is_rejected = (accepted < window.size) & (rest.sum(-1) > 0)  # where nothing is left p and q differ by rounding only
-    weights = torch.where(is_rejected[:, None], rest, p)
-    return inverse_cdf(weights, at_column(window.uniform[REPLACEMENT], column))
+    weights, uniform = torch.where(is_rejected[:, None], rest, p), at_column(window.uniform[REPLACEMENT], column)
+    if window.alternatives is None:
+        return inverse_cdf(weights, uniform)
+    first = column.clamp(max=window.tokens.shape[1] - 1)
+    candidates = torch.cat((window.tokens[..., None], window.alternatives), dim=-1)  # [B, W, 1 + M]
+    number = torch.arange(candidates.shape[2] - 1, device=column.device)
+    counts = is_rejected[:, None] & (number + column[:, None] < len(number))  # [B, M]
+    return draw_candidate(weights, q, at_column(candidates, first), counts, uniform)
+
+
+def draw_candidate(
+    weights: torch.Tensor, q: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor, uniform: torch.Tensor
+) -> torch.Tensor:
+    """Tokens [B] int64 with probabilities proportional to weights [B, V], which are candidates if possible.
+
+    q: [B, V or D], what the first of the candidates [B, 1 + M] was drawn from. It is out of question; each of the
+    others was drawn from what q is without those before, and counts [B, M] bool or not. uniform: [B] in [0, 1); what
+    is left of a number after a decision is a number in [0, 1) again.
+    """
+    weights = weights.clone()
+    reduced, total = weights[:, : q.shape[1]], weights.sum(-1, keepdim=True)  # the part that candidates are of, a view
+    done, token = torch.zeros_like(counts[:, 0]), candidates[:, 0]
+    for one, before, may_be in zip(candidates[:, 1:].T, candidates.T, counts.T, strict=False):
+        q = q.scatter(-1, before[:, None], 0.0)
+        q = q / q.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
+        mass = total * q
+        wanted, drawn_with = (part.gather(-1, one[:, None])[:, 0].double() for part in (reduced, mass))
+        may_be = may_be & (drawn_with > 0)
+        chance = torch.where(may_be, (wanted / drawn_with).clamp(max=1.0), 0.0)
+        is_taken = ~done & (uniform < chance)
+        token, done = torch.where(is_taken, one, token), done | is_taken
+        uniform = torch.where(uniform < chance, uniform, (uniform - chance) / (1 - chance))
+        rest = (reduced - mass).clamp_(min=0)
+        left = total - (reduced - rest).sum(-1, keepdim=True)
+        is_tried = may_be[:, None] & (left > 0)  # where nothing is left the two differ by rounding only
+        reduced.copy_(torch.where(is_tried, rest, reduced))
+        total = torch.where(is_tried, left, total)
+    return torch.where(done, token, inverse_cdf(weights, uniform))

@@ -22,8 +22,8 @@ class WindowPolicy(Protocol):
     max_k: int
     k: int
 
-    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
-        """Record a step: of size [B] drafts of the rows the first accepted [B] were accepted, int64."""
+    def update(self, verified: np.ndarray, accepted: np.ndarray) -> None:
+        """Record a step: of the drafts up to a rejection, verified [B], the first accepted [B] were accepted, int64."""
 
 
 class FixedWindow:
@@ -32,7 +32,7 @@ class FixedWindow:
     def __init__(self, k: int):
         self.max_k = self.k = k
 
-    def update(self, size: np.ndarray, accepted: np.ndarray) -> None:
+    def update(self, verified: np.ndarray, accepted: np.ndarray) -> None:
         """No change."""
 
 
@@ -50,17 +50,17 @@ class WindowedDecoding(DecodeState):
         allowed: torch.Tensor | None = None,
     ):
         longest = policy.max_k
-        super().__init__(model, batch, config, seeds, trace, longest, self.lookahead(longest), allowed)
+        super().__init__(model, batch, config, seeds, trace, longest, self.lookahead(longest, config), allowed)
         self.policy = policy
 
     @staticmethod
-    def lookahead(longest: int) -> int:
+    def lookahead(longest: int, config: SamplerConfig) -> int:
         """How many ranks, from the next one on, a step queries at most, by the drafts of the longest window."""
         return longest
 
     def look(self, evaluations: Evaluations = one_evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
         """As in `DecodeState`."""
         steps = super().look(evaluations)
-        for size, accepted in steps:
-            self.policy.update(size, accepted)
+        for verified, accepted in steps:
+            self.policy.update(verified, accepted)
         return steps

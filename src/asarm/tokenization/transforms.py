@@ -74,6 +74,11 @@ class Transforms:
             )
         check(min(self.suppress_tokens, default=0) >= 0, "suppress_tokens must be ids, from 0 on")
 
+    @property
+    def looks_at_ids(self) -> bool:
+        """Whether logits must be there for the whole vocabulary."""
+        return self.repetition_penalty != 1 or bool(self.bad_words_ids)
+
     def log_probs(
         self,
         logits: torch.Tensor,
