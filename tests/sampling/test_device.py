@@ -21,6 +21,7 @@ SETTINGS = {
     "assd-ngram": {"draft": "ngram", "k": 3, "coupling": "gumbel"},
     "fused": {"sampler": "fused", "k": 5},
     "fused-block": {"sampler": "fused", "k": 3, "coupling": "block"},
+    "alternatives": {"sampler": "fused", "k": 3, "alternatives": 2},
     "parallel": {"sampler": "parallel", "steps": 3},
     "transformed": {
         "sampler": "fused", "k": 3, "temperature": 0.8, "top_k": 12, "top_p": 0.9, "min_p": 0.01,
@@ -73,7 +74,8 @@ def test_windows_without_drafts(head):
 
 # Launches outside the network for each function evaluation, at most, and evaluations for each wait, at least.
 COSTS = {
-    "sequential": (44, 20), "assd": (38, 20), "assd-ngram": (125, 8), "fused": (60, 8), "fused-block": (122, 8),
+    "sequential": (44, 20), "assd": (38, 20), "assd-ngram": (125, 8), "fused": (60, 8), "fused-block": (124, 8),
+    "alternatives": (230, 8),
 }  # fmt: skip
 
 

@@ -34,6 +34,7 @@ class DecodeState:
 
     tokens, positions: [B, R] int64 in rank order; ranks past a row's end, and from `width` on, are scratch.
     decoded: [B] int64, ranks whose tokens are decided: they are 0 .. decoded - 1. total: [B] int64, ranks of the row.
+    zeros: [B] int64.
     uncached: how many decided ranks of a row the cache lacks, at most; the prompt before the first step, then one.
     longest: how many ranks were still to be decoded in the longest row when the host last looked.
     sees_values: whether the host reads tensors without waiting for a device.
@@ -62,6 +63,7 @@ class DecodeState:
         self.config = config
         self.sees_values = device.type == "cpu" and self.compiler is None
         self.total, self.decoded = order.length, order.prompt_length.clone()
+        self.zeros = torch.zeros_like(self.decoded)
         total, prompt = torch.stack((order.length, order.prompt_length)).cpu().numpy()  # [B] each
         self.width = width = int(total.max())
         self.uncached, self.has_read_prompt = int(prompt.max()), False
@@ -304,7 +306,7 @@ class DecodeState:
         if self.has_open_gaps:
             added &= ~((accepted > 0) & (self._rest_of_ended_gap() > 0))
         self.write_drafts(kept[:, None], next_tokens[:, None])  # where it is not added, the rank is not decided
-        alternative = torch.zeros_like(size) if by_alternative is None else by_alternative.long()
+        alternative = self.zeros if by_alternative is None else by_alternative.long()
         self.cache.lengths.clamp_(max=kept if by_alternative is None else kept - alternative)
         self.decoded.add_(added)
         outcome = [size, accepted, self.total - self.decoded, alternative]
@@ -369,7 +371,7 @@ class DecodeState:
         tokens = torch.where(is_decided, tokens, result.gather(1, positions))
         self.result.tokens[rows] = result.scatter(1, positions, tokens)
         self.rows, self.remaining_seen = self.rows[left], self.remaining_seen[left]
-        for name in ("tokens", "positions", "contexts", "may_end", "rest", "total", "decoded"):
+        for name in ("tokens", "positions", "contexts", "may_end", "rest", "total", "decoded", "zeros"):
             setattr(self, name, getattr(self, name)[kept])
         for part in self.by_row:
             part.keep_rows(kept)

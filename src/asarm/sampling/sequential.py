@@ -31,5 +31,4 @@ def sequential_step(state: DecodeState) -> torch.Tensor:
     log_p = state.query_log_probs(state.decoded, ranks, ranks, state.uncached)  # [B, 1, V]
     sampler = GumbelSampler(state.rng, state.positions.gather(1, ranks), log_p.shape[-1])
     tokens = sampler.draw(log_p)  # [B, 1]
-    none = torch.zeros_like(state.decoded)  # [B], drafts
-    return state.commit(tokens[:, :0], none, none, tokens[:, 0], columns=1)
+    return state.commit(tokens[:, :0], state.zeros, state.zeros, tokens[:, 0], columns=1)

@@ -128,6 +128,8 @@ VERIFICATION_RULES: dict[str, Callable[[DraftWindow, torch.Tensor, float], Verdi
 
 def rest_of(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """max(0, p - q): p [..., V], q [..., D] of the first D tokens -> [..., V]."""
+    if p.shape == q.shape:
+        return (p - q).clamp_(min=0)
     rest = p.clone()
     rest[..., : q.shape[-1]] -= q
     return rest.clamp_(min=0)
