@@ -284,6 +284,7 @@ def main() -> None:
     parser.add_argument("--roofline", action="store_true", help="compare with the bandwidth of this machine instead")
     parser.add_argument("--device", default="auto", help="of --roofline")
     parser.add_argument("--dtype", default="float32", help="of --roofline")
+    parser.add_argument("--compile", default="auto", help="of --roofline: auto, on or off, as for all commands")
     parser.add_argument("--output", help="also write the numbers to this JSON file")
     arguments = parser.parse_args()
     start, numbers = time.time(), {}
@@ -297,6 +298,7 @@ def main() -> None:
             lambda model: random_batch(length, masked(length), model.config.vocab_size),
             causal_ms(length, device, pick_dtype(arguments.dtype, device)),
             arguments.rounds,
+            arguments.compile,
             show,
         )
         finish(arguments, numbers, start, device)

@@ -48,9 +48,9 @@ def bytes_read(model: AnyOrderModel) -> int:
     return sum(part.nbytes for key, part in parts.items() if key not in head)
 
 
-def seconds_a_token(model: AnyOrderModel, batch: InfillBatch, config: SamplerConfig, rounds: int) -> dict:
-    """Medians of decoding a batch some times, after once."""
-    compiled = compiled_for_decoding(model)
+def seconds_a_token(model: AnyOrderModel, batch: InfillBatch, config: SamplerConfig, rounds: int, choice: str) -> dict:
+    """Medians of decoding a batch some times, after once. choice: as in `compiled_for_decoding`."""
+    compiled = compiled_for_decoding(model, choice)
     seeds, inputs = range(len(batch.tokens)), batch.to(model.device)
     results = [sample(compiled, *inputs, config, seeds) for _ in range(rounds + 1)][1:]
     seconds = median(result.seconds for result in results)
@@ -63,6 +63,7 @@ def compare_with_bandwidth(
     batch_of: Callable[[AnyOrderModel], InfillBatch],
     causal_ms: float | None,
     rounds: int,
+    choice: str,
     show: Callable[..., None],
 ) -> list[dict]:
     """The table: each sampler's time a call as a multiple of the bound. causal_ms: a token of GPT-2 with its cache."""
@@ -74,7 +75,7 @@ def compare_with_bandwidth(
         rate = bandwidth(model.device, model.dtype)
         bound = 1e3 * bytes_read(model) / rate
         for sampler, config in ROOFLINE_SAMPLERS.items():
-            found = seconds_a_token(model, batch_of(model), config, rounds)
+            found = seconds_a_token(model, batch_of(model), config, rounds, choice)
             row = {
                 "model": name, "dtype": str(model.dtype).removeprefix("torch."), "sampler": sampler,
                 "nfe": found["nfe"], "ms": found["ms"], "bound_ms": bound, "times": found["ms"] / bound,

@@ -7,7 +7,8 @@ from asarm.models.load import load
 from asarm.objective.loss import log_prob
 from asarm.sampling import sample
 from asarm.sampling.config import SamplerConfig
-from asarm.training.draft_head import DraftHeadConfig, log_acceptance, train_draft_head
+from asarm.tokenization.batch import InfillBatch
+from asarm.training.draft_head import DraftHeadConfig, distillation_batch, log_acceptance, own_writing, train_draft_head
 from asarm.utils.config import from_options
 from asarm.utils.errors import InputError
 from support.models import random_batch, tiny_gpt2, tiny_llama, tiny_xlnet
@@ -92,13 +93,39 @@ def test_the_log_of_the_acceptance():
     assert log_acceptance(apart, apart.flip(0)) == pytest.approx(-300 + torch.log(torch.tensor(2.0)).item())
 
 
+@pytest.mark.parametrize("gap_end", [None, 9])
+@pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])
+def test_own_writing_is_what_the_model_samples(backbone, gap_end):
+    """And of a gap that ended early the rest is neither given nor a target."""
+    model = backbone(12, scale=0.3, gap_end_token_id=gap_end)
+    tokens = random_batch(6, 40, 12, seed=5).tokens
+    given = (torch.arange(40) % 8 == 0).expand(6, -1).clone()
+    tokens[given] = 9
+    target = ~given
+    target[:, 3] = False  # absent
+    batch = InfillBatch(tokens, given, target)
+    found = own_writing(model, batch, seed=7)
+    sampled = sample(model, *batch, SamplerConfig(sampler="sequential"), range(7, 13))
+    assert torch.equal(found.tokens, sampled.tokens)
+    assert torch.equal(found.given, given)
+    assert found.target.sum(1).tolist() == sampled.nfe.tolist()
+    assert (found.target.sum() < target.sum()) == (gap_end is not None)
+    windows = distillation_batch(model, found, window=3)
+    assert windows.is_draft[:, 0].all()
+    follow = found.target & found.target.roll(1, 1)
+    follow[:, 0] = False
+    assert len(windows.left) == int(follow.sum())
+
+
 @pytest.mark.slow
-def test_training(tmp_path):
+@pytest.mark.parametrize("own_share", [0.0, 1.0])
+def test_training(tmp_path, own_share):
     """More drafts are accepted on held-out text, the rest of the model is as it was, and the folder loads."""
     output = tmp_path / "headed"
     config = from_options(
         DraftHeadConfig, model="tiny-text", train_files=[str(TEXT)], output_dir=str(output), max_steps=150, batches=20,
-        block_size=64, hidden=64, batch_size=6, learning_rate=4e-3, cache_dir=str(tmp_path / "cache"),
+        block_size=64, hidden=64, batch_size=6, learning_rate=4e-3, own_share=own_share, windows=100,
+        line_share=0.2, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     results = train_draft_head(config)
     assert len(results) == 4
@@ -117,6 +144,9 @@ def test_settings_that_cannot_be(tmp_path):
         {"hidden": 0},
         {"span_share": 2.0},
         {"acceptance_share": 1.5},
+        {"own_share": -0.1},
+        {"line_share": 0.6},
+        {"windows": 0},
         {"block_size": 1},
         {"seed": -1},
         {"learning_rate": 0.0},

@@ -195,3 +195,30 @@ def test_trackers_that_are_not_there(tmp_path):
         if importlib.util.find_spec(name) is None:
             with pytest.raises(InputError, match=message):
                 Trainer(run_config(tmp_path, report_to=[name]))
+
+
+@pytest.mark.parametrize(
+    ("batch", "advice"),
+    [
+        (6, "a micro-batch of 6 sequences is too much: try --per_device_train_batch_size 3 "
+         "--gradient_accumulation_steps 4"),
+        (1, "one sequence is too much: try --gradient_checkpointing, or a smaller --block_size"),
+    ],
+)  # fmt: skip
+def test_want_of_memory_names_the_batch_size_to_try(tmp_path, monkeypatch, batch, advice):
+    trainer = Trainer(run_config(tmp_path, per_device_train_batch_size=batch))
+
+    def backward(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
+
+    monkeypatch.setattr(trainer, "backward", backward)
+    with pytest.raises(MemoryError, match=f"^CUDA out of memory. Tried to allocate 20.00 MiB.; {advice}$"):
+        trainer.run()
+
+
+def test_the_batch_size_to_try_fits_by_the_estimate(tmp_path):
+    summary = Trainer(run_config(tmp_path, per_device_train_batch_size=64)).summary
+    for size in (1, 8, 16):
+        room = sum(summary.memory(size).values()) + 1
+        assert f"--per_device_train_batch_size {size} " in summary.smaller_batch(room)
+    assert "--per_device_train_batch_size 1 " in summary.smaller_batch(0.0)

@@ -20,7 +20,9 @@ class LoadingOptions:
     white_space: str = option("auto", "auto, plain, or tokens: as the released code models read code")
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
     dtype: str = option("auto", "auto (bfloat16 where that is fast, else float32), float32 or bfloat16")
-    compile: str = option("auto", "auto (on GPUs), on or off: decoding steps by torch.compile and CUDA graphs")
+    compile: str = option(
+        "auto", "decoding steps: auto (as CUDA graphs, on GPUs), on (by torch.compile as well, in a minute) or off"
+    )
 
     def __post_init__(self) -> None:
         check_choices("dtype", [self.dtype], DTYPES)

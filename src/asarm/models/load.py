@@ -15,7 +15,7 @@ from asarm.models.conversion.from_llama import FAMILIES, any_order_llama, check_
 from asarm.models.conversion.vocabulary import add_gap_end_row, add_mask_token, vocabulary_size
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
 from asarm.models.llama import AnyOrderLlama, AnyOrderLlamaConfig
-from asarm.models.ops import pack_weights
+from asarm.models.ops import attend_to_any_shape, pack_weights
 from asarm.models.xlnet import AnyOrderXLNet, AnyOrderXLNetConfig
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.errors import InputError
@@ -314,6 +314,7 @@ def bundled_names() -> list[str]:
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; "auto" is a GPU if there is one. Raises InputError when there is no such device."""
+    attend_to_any_shape()
     if name == "auto":
         reason = why_no_gpu()
         if reason is not None:

@@ -85,6 +85,12 @@ def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return torch.ops.mkldnn._linear_pointwise(x, weights.packed(weight), bias, "none", [], "")
 
 
+def attend_to_any_shape() -> None:
+    """Let attention on a GPU do without cuDNN's kernels, which Hopper GPUs prefer: a plan is made for each new shape,
+    which takes tenths of a second, and the shapes of a pass depend on how much is masked."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def recompute_in_backward(function: Callable[..., Any], *arguments: Any, random: bool = False) -> Any:
     """function(*arguments), whose intermediate results are not kept for the backward pass but computed again in it.
 

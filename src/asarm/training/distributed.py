@@ -22,6 +22,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from asarm.models.backbone import AnyOrderModel
 from asarm.models.gpt2 import AnyOrderGPT2
 from asarm.models.llama import AnyOrderLlama
+from asarm.models.ops import attend_to_any_shape
 from asarm.objective.loss import LossConfig, training_loss
 from asarm.objective.masking import MaskingPattern
 from asarm.training.config import TrainingConfig
@@ -56,6 +57,7 @@ def new_accelerator(config: TrainingConfig) -> Accelerator:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"the tracker {name} is not installed: pip install {name}")
     fsdp = fsdp_plugin()
+    attend_to_any_shape()
     accelerator = Accelerator(
         mixed_precision="bf16" if config.bf16 else None,
         cpu=not torch.accelerator.is_available(),

@@ -6,7 +6,9 @@ the state that this was drawn from. The head goes through the whole window, up t
 neighbour, and the distribution q of each draft is fitted to the model's p: first by their Kullback-Leibler divergence,
 then by what counts, the probability sum of min(p, q) that a draft is accepted. Its logarithm is maximised, as in LK
 losses (arXiv 2602.23881); a new head, whose drafts are hardly ever accepted, learns little from it. The states of some
-batches are kept, and used many times: the network is what takes time.
+batches are kept, and used many times: the network is what takes time. In use the tokens to the left are the model's
+own, so a head learns more from texts whose targets the model has sampled itself. That takes as many calls as a text has
+targets: on a GPU, in large batches, seconds.
 
 Shapes: B sequences, N tokens, T targets of the sequence with the most, M windows, W drafts of a window, E width, V
 tokens that are drafted.
@@ -31,7 +33,11 @@ from asarm.models.load import load_on_device, model_folder, pick_device
 from asarm.models.rank_order import rank_order
 from asarm.objective.masking import MaskingPattern, training_batch
 from asarm.objective.text_gaps import TextGaps
+from asarm.sampling import sample
+from asarm.sampling.config import SamplerConfig
+from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.codec import TextCodec
+from asarm.tokenization.open_gaps import later_in_gap, open_targets
 from asarm.utils.config import check, check_at_least, flat, nested, option
 from asarm.utils.errors import InputError
 from asarm.utils.files import write_json, write_whole
@@ -42,7 +48,6 @@ from asarm.utils.weights import ADAPTER_CONFIG
 logger = logging.getLogger(__name__)
 EVAL_BATCHES = 8
 WARMUP_STEPS = 50
-WINDOWS = 192  # at most, of a step
 
 
 @dataclass
@@ -57,12 +62,15 @@ class DraftHeadConfig:
     vocabulary: int = option(8192, "only tokens with lower ids are drafted (and the end of a gap); 0 for all")
     window: int = option(4, "drafts of the windows that the head goes through")
     span_share: float = option(0.5, "share of the sequences whose masked tokens are one contiguous span")
+    line_share: float = option(0.0, "share of the sequences whose masked tokens are whole lines, as gaps in code are")
     gap_share: float = option(0.5, "share of the batches whose texts have gaps as `mask_gaps` makes them instead")
     gap_spare: int = option(16, "most spare positions of gaps of unknown length, if the model knows such gaps")
+    own_share: float = option(0.0, "share of the batches whose masked tokens the model samples, as it does in use")
     batches: int = option(100, "different batches: their states are kept in memory, and used again and again")
     max_steps: int = option(1000, "optimiser steps")
     acceptance_share: float = option(0.3, "share of the steps, the last ones, that maximise acceptance itself")
     batch_size: int = option(8, "sequences of a batch")
+    windows: int = option(192, "windows of drafts of a step, all of the same batch; at most as many as it has")
     block_size: int = option(128, "tokens a sequence")
     learning_rate: float = option(2e-3, "peak learning rate of AdamW; 50 steps of warm-up, then linear decay")
     logging_steps: int = option(50, "steps between lines of the log")
@@ -74,16 +82,18 @@ class DraftHeadConfig:
         check(bool(self.corpus.train_files), "no train_files given")
         check(bool(self.output_dir), "no output_dir given")
         check_at_least(self, hidden=1, window=1, batches=1, max_steps=1, batch_size=1, logging_steps=1, block_size=8)
-        check_at_least(self, seed=0, vocabulary=0, gap_spare=0)
+        check_at_least(self, seed=0, vocabulary=0, gap_spare=0, windows=1)
         check(self.learning_rate > 0, f"learning_rate must be above 0, not {self.learning_rate}")
-        for name in ("span_share", "gap_share", "acceptance_share"):
+        for name in ("span_share", "line_share", "gap_share", "own_share", "acceptance_share"):
             check(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        shares = self.span_share + self.line_share
+        check(shares <= 1, f"span_share and line_share are shares of the sequences: together at most 1, not {shares}")
 
     def pattern(self, codec: TextCodec) -> MaskingPattern:
         """The arrangement of targets in a sequence."""
-        return MaskingPattern(
-            self.span_share, gaps=TextGaps(codec, most_spare=self.gap_spare), gap_share=self.gap_share
-        )
+        ends = codec.line_ends() if self.line_share else []
+        gaps = TextGaps(codec, most_spare=self.gap_spare)
+        return MaskingPattern(self.span_share, self.line_share, ends, gaps, self.gap_share)
 
 
 @dataclass
@@ -107,13 +117,21 @@ class DistillationBatch:
         return DistillationBatch(*(getattr(self, field.name)[windows] for field in fields(self)))
 
 
+def own_writing(model: AnyOrderModel, batch: InfillBatch, seed: int) -> InfillBatch:
+    """The batch with targets as the model samples them. The rest of a gap that ends early is absent."""
+    result = sample(model, *batch, SamplerConfig(sampler="sequential"), range(seed, seed + len(batch.tokens)))
+    tokens = result.tokens.clone()  # not of inference mode, whose tensors are not to learn from
+    gap_end = model.config.gap_end_token_id
+    ended = open_targets(batch, gap_end)
+    if gap_end is not None:
+        ended &= tokens == gap_end
+    return InfillBatch(tokens, batch.given, batch.target & ~later_in_gap(ended, batch.given))
+
+
 @torch.no_grad()
-def distillation_batch(
-    model: AnyOrderModel, tokens: torch.Tensor, pattern: MaskingPattern, window: int, generator: torch.Generator
-) -> DistillationBatch:
-    """Windows of sequences [B, N] int64 under random masks. generator: on the CPU."""
-    rate = 0.1 + 0.89 * float(torch.rand((), generator=generator))
-    tokens, given, target = training_batch(tokens, rate, pattern, generator)
+def distillation_batch(model: AnyOrderModel, batch: InfillBatch, window: int) -> DistillationBatch:
+    """All windows of a batch."""
+    tokens, given, target = batch
     order = rank_order(given, target)
     prompt, length = order.prompt_length[:, None], order.length[:, None]  # [B, 1]
     ranks = prompt + torch.arange(int((length - prompt).max()), device=tokens.device)  # [B, T]
@@ -132,8 +150,8 @@ def distillation_batch(
     inside, drafts = (drafts < count).to(tokens.device), drafts.clamp(max=count - 1)
     is_draft = (follows[:, drafts] & inside).cumprod(-1).bool()  # [B, T, W]
     windows = (states, states[:, drafts], log_normaliser[:, drafts], left[:, drafts], is_draft)
-    batch = DistillationBatch(*(part.flatten(0, 1) for part in windows))
-    return batch.select(batch.is_draft[:, 0])
+    result = DistillationBatch(*(part.flatten(0, 1) for part in windows))
+    return result.select(result.is_draft[:, 0])
 
 
 class DraftedTokens(NamedTuple):
@@ -217,7 +235,7 @@ def fit_head(model: AnyOrderModel, batches: list[DistillationBatch], config: Dra
     accepted: list[float] = []
     for step in range(1, config.max_steps + 1):
         batch = batches[turns.integers(len(batches))]
-        some = torch.from_numpy(turns.permutation(len(batch.left))[:WINDOWS])
+        some = torch.from_numpy(turns.permutation(len(batch.left))[: config.windows])
         teacher, draft = log_probs(model, batch.select(some.to(model.device)), tokens)
         log_accepted = log_acceptance(teacher, draft)
         is_fitted = step <= config.max_steps * (1 - config.acceptance_share)
@@ -237,14 +255,19 @@ def fit_head(model: AnyOrderModel, batches: list[DistillationBatch], config: Dra
 def distilled(
     model: AnyOrderModel, batches: Iterable[np.ndarray], count: int, config: DraftHeadConfig, codec: TextCodec
 ) -> list[DistillationBatch]:
-    """The first `count` of some batches of blocks [B, N], less those without any draft.
+    """The first `count` of some batches of blocks [B, N], under random masks, less those without any draft.
 
     Raises InputError if there is no draft at all.
     """
-    generator, pattern = torch.Generator().manual_seed(config.seed), config.pattern(codec)
+    generator, own = (torch.Generator().manual_seed(config.seed + offset) for offset in range(2))
+    pattern = config.pattern(codec)
     found = []
     for number, tokens in zip(range(1, count + 1), batches, strict=False):
-        batch = distillation_batch(model, as_tokens(tokens, model), pattern, config.window, generator)
+        rate = 0.1 + 0.89 * float(torch.rand((), generator=generator))
+        masked = training_batch(as_tokens(tokens, model), rate, pattern, generator)
+        if config.own_share > float(torch.rand((), generator=own)):
+            masked = own_writing(model, masked, int(torch.randint(2**62, (), generator=own)))
+        batch = distillation_batch(model, masked, config.window)
         if len(batch.left):
             found.append(batch)
         if number % config.logging_steps == 0:

@@ -55,13 +55,30 @@ class RunSummary:
             f"({sequences} sequences) on {self.processes} {self.device} process{'es' if self.processes > 1 else ''}"
         )
 
+    def memory(self, batch: int) -> dict[str, float]:
+        """Bytes that a process takes for micro-batches of some sequences, an estimate."""
+        training, rows = self.config.training, self.config.most_rows()
+        return memory_estimate(self.model, self.parameters, batch, rows, training.bf16, training.gradient_checkpointing)
+
+    def smaller_batch(self, memory: float = float("inf")) -> str:
+        """What to try where a step takes too much memory: the largest micro-batch, of those that divide this one, that
+        fits into `memory` bytes by the estimate.
+        """
+        training, batch = self.config.training, self.config.training.per_device_train_batch_size
+        if batch == 1:
+            return "one sequence is too much: try --gradient_checkpointing, or a smaller --block_size"
+        sizes = [size for size in range(1, batch) if batch % size == 0]
+        fitting = [size for size in sizes if sum(self.memory(size).values()) < memory] or sizes[:1]
+        steps = training.gradient_accumulation_steps * batch // fitting[-1]
+        return (
+            f"a micro-batch of {batch} sequences is too much: try --per_device_train_batch_size {fitting[-1]} "
+            f"--gradient_accumulation_steps {steps}"
+        )
+
     def dry_run(self, texts: Sequence[str]) -> str:
         """The sizes, an estimate of memory, and the texts of the first batch."""
         training, rows = self.config.training, self.config.most_rows()
-        memory = memory_estimate(
-            self.model, self.parameters, training.per_device_train_batch_size, rows, training.bf16,
-            training.gradient_checkpointing,
-        )  # fmt: skip
+        memory = self.memory(training.per_device_train_batch_size)
         plain, checkpointing = (
             largest_batches(self.model, self.parameters, rows, training.bf16, checkpointing)
             for checkpointing in (False, True)

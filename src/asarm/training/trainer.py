@@ -18,6 +18,7 @@ from tqdm import tqdm
 from asarm.data.training_data import TrainingData
 from asarm.models.adapter import save_adapter
 from asarm.models.backbone import AnyOrderModel
+from asarm.models.compiled import CUDA_OPTIONS
 from asarm.tokenization.batch import PADDING
 from asarm.training import checkpoint, distributed, validation
 from asarm.training.config import RunConfig
@@ -26,6 +27,7 @@ from asarm.training.initial_model import initial_model
 from asarm.training.report import RunSummary, plot_training
 from asarm.training.run_folder import RunFolder
 from asarm.utils.cluster.preemption import StopRequest, requeue
+from asarm.utils.errors import want_of_memory
 from asarm.utils.files import write_json, write_whole
 from asarm.utils.progress import progress_bar
 
@@ -79,7 +81,8 @@ class Trainer:
         if training.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if training.torch_compile:
-            model.hidden = torch.compile(model.hidden, dynamic=True)  # type: ignore[method-assign]
+            options = CUDA_OPTIONS if self.accelerator.device.type == "cuda" else {}
+            model.hidden = torch.compile(model.hidden, dynamic=True, options=options)  # type: ignore[method-assign]
         self.pattern = self.config.gaps(self.codec)
         loss = distributed.TrainingLoss(model.train(), self.config.loss, self.pattern)
         self.loss, self.optimizer = distributed.wrap(self.accelerator, loss, training)
@@ -98,7 +101,7 @@ class Trainer:
         with self.batches, StopRequest() as stop, bar:
             while self.step < training.max_steps and not stopping:
                 with self.meter.step():
-                    losses = self.train_step(stop=bool(stop.signal))
+                    losses = self.train_step_or_advice(stop=bool(stop.signal))
                 stopping = losses.pop("stop") > 0
                 bar.update()
                 if self.is_due(training.logging_steps):
@@ -134,6 +137,15 @@ class Trainer:
             start=self.step * training.gradient_accumulation_steps,
             states=checkpoint.read_reader_states(self.resumed) if self.resumed else {},
         )  # fmt: skip
+
+    def train_step_or_advice(self, stop: int) -> dict[str, float]:
+        """As `train_step`. Raises MemoryError, with the batch size to try, where the device has too little memory."""
+        try:
+            return self.train_step(stop)
+        except torch.OutOfMemoryError as error:
+            is_cuda = self.accelerator.device.type == "cuda"
+            card = torch.cuda.get_device_properties(self.accelerator.device).total_memory if is_cuda else float("inf")
+            raise MemoryError(f"{want_of_memory(error)}; {self.summary.smaller_batch(0.9 * card - 1e9)}") from error
 
     def train_step(self, stop: int = 0) -> dict[str, float]:
         """One optimiser step over all micro-batches of all processes.

@@ -15,11 +15,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")
 
 
+def want_of_memory(error: BaseException) -> str:
+    """What torch could not allocate, without its account of the GPU's memory, which follows in the same line."""
+    return first_line(error).split(" GPU ")[0]
+
+
 def shortage(error: BaseException) -> str | None:
     """What to say of an error for want of memory or disk, or of a number that is too large; None for other errors."""
     message = str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(part in message for part in MEMORY)):
-        return f"not enough memory ({first_line(error)}): lower batch sizes and lengths, or take a smaller model"
+        return f"not enough memory ({want_of_memory(error)}): lower batch sizes and lengths, or take a smaller model"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(part in message for part in DISK):
         return f"the disk is full ({first_line(error)}): make room, and run the same command again"
     if isinstance(error, OverflowError):

@@ -52,7 +52,7 @@ class InfillConfig:
     lines: bool = option(False, "each line of a plain --file is a text")
     output: str = option("", "write the fillings of --file to this file, a JSON line a text")
     batch_size: int = option(8, "texts of --file that are filled together")
-    loading: LoadingOptions = nested(LoadingOptions, model=MODEL, compile="off")  # compiling is slow to begin
+    loading: LoadingOptions = nested(LoadingOptions, model=MODEL)
     gap_tokens: int | None = option(
         None,
         f"tokens of a gap without a number, {GAP_TOKENS} by default; if the model chooses its length, the most it may "
