@@ -109,7 +109,7 @@ class FusedDecoding(WindowedDecoding):
         super().step(step, shape, *arguments)
         self.prepared = shape.prepared
         if self.config.alternatives:  # one that was kept is not in the cache either
-            self.uncached = 2
+            self.uncached = 1 + (bool(self.outcomes[-1][3].any()) if self.sees_values else 1)
 
     def shape(self) -> Shape:
         """The shape of the next step. Where values can be seen nothing is asked for that no row has ranks for."""
