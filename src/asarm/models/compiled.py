@@ -69,8 +69,7 @@ class CompiledModel:
         self.model = model
         self.compiles, self.records = compiles, model.device.type == "cuda"  # false from the first failure on
         self.steps: dict[Step, Step] = {}
-        self.recordings: dict[tuple, Recording | None] = {}  # None for what has been run once
-        self.memory = torch.cuda.graph_pool_handle() if self.records else None
+        self.forget_recordings()
         self.pool: dict[Any, torch.Tensor] = {}
         self.pooled_length = 0
         self.adopted: dict[str, tuple] = {}  # by the kind of the owner, the addresses of its tensors
@@ -91,7 +90,7 @@ class CompiledModel:
         key = (step, arguments, settings, repr(state.config), *self.adopted.values())
         if key not in self.recordings:
             if len(self.recordings) == MOST_RECORDINGS:
-                self.recordings.clear()
+                self.forget_recordings()
             self.recordings[key] = None
             return self._call(step, state, *arguments)
         recording = self.recordings[key]
@@ -105,6 +104,11 @@ class CompiledModel:
                 self.records = False
                 return self._call(step, state, *arguments)
         return recording.replay().clone()
+
+    def forget_recordings(self) -> None:
+        """Begin anew, with other memory: that of recordings that are gone cannot be given to new ones."""
+        self.recordings: dict[tuple, Recording | None] = {}  # None for what has been run once
+        self.memory = torch.cuda.graph_pool_handle() if self.model.device.type == "cuda" else None
 
     def _call(self, step: Step, *arguments: Any) -> torch.Tensor:
         """What a step returns, compiled; after the first failure of the compiler, not compiled."""
@@ -128,7 +132,7 @@ class CompiledModel:
         """Tensors of other lengths are done with, and so are recordings that know their addresses."""
         if length != self.pooled_length:
             self.pool.clear()
-            self.recordings.clear()
+            self.forget_recordings()
         self.pooled_length = length
         self.adopted.clear()
 
