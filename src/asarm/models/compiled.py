@@ -106,7 +106,7 @@ class CompiledModel:
         return recording.replay().clone()
 
     def forget_recordings(self) -> None:
-        """Begin anew, with other memory: that of recordings that are gone cannot be given to new ones."""
+        """Begin again, with other memory: that of recordings that are gone cannot be given to new ones."""
         self.recordings: dict[tuple, Recording | None] = {}  # None for what has been run once
         self.memory = torch.cuda.graph_pool_handle() if self.model.device.type == "cuda" else None
 
