@@ -39,7 +39,7 @@ def drafted(
     drafts, log_q = torch.zeros(len(size), 0, dtype=torch.long), []
     for column in range(length):
         log_q.append(q_tables[column][prefixes(drafts)[-1]])
-        drafts = torch.cat((drafts, sampler.draw(log_q[-1][:, None], slice(column, column + 1))), dim=1)
+        drafts = torch.cat((drafts, sampler.draw(log_q[-1][:, None], column)), dim=1)
     log_q = torch.stack(log_q, 1)
     log_p = torch.stack([p_tables[at][number] for at, number in enumerate(prefixes(drafts))][: length + extra], 1)
     return DraftWindow(drafts, size, log_q.float(), sampler), log_p.float()

@@ -339,8 +339,7 @@ class AnyOrderXLNet(AnyOrderModel):
             tables = self.offset_tables(int(row_positions.max()) + 1)
         zero = tables[0].shape[1] // 2  # the index of offset 0
         index = row_positions[:, :, None] - key_positions[:, None, :] + zero  # [B, R, T], 0..2S-2
-        every_row = key_windows(visible.every_row, index, visible.unseen, zero + 1)
-        query_rows = key_windows(visible.query_rows, index, visible.unseen, zero + 1)
+        every_row, query_rows = (key_windows(blocks, index, visible.unseen, zero + 1) for blocks in visible[2:])
         for layer, (block, table) in enumerate(zip(self.transformer.layer, tables, strict=True)):
             # The content stream ends with the keys and values of the last layer.
             windows = query_rows if layer == len(tables) - 1 else every_row

@@ -94,7 +94,7 @@ def _self_draft(state: DecodeState, columns: int) -> DraftWindow:
     states = state.query_states(state.decoded, asked, contexts, state.uncached)  # [B, K or 1, E]
     if drafts_by_head(state):
         log_p = state.log_probs(states[:, :1], ranks[:, :1])
-        first = sampler.draw(log_p, slice(1))
+        first = sampler.draw(log_p)
         state.write_drafts(ranks[:, :1], first)
         later = states[:, 1:] if asked is ranks else states.expand(-1, columns - 1, -1)  # then not read
         drafts, log_q = draft_by_head(state, sampler, ranks[:, 1:], later, states[:, :1], first=1)
@@ -153,7 +153,7 @@ def _ngram_draft(state: DecodeState, columns: int) -> DraftWindow:
         if column > 0:
             token = torch.where(follows[:, column - 1], drafts[-1], token)
         log_q.append(table.after(token).log())
-        drafts.append(sampler.draw(log_q[-1][:, None], slice(column, column + 1))[:, 0])
+        drafts.append(sampler.draw(log_q[-1][:, None], column)[:, 0])
     tokens = torch.stack(drafts, 1)
     state.write_drafts(ranks, tokens)
     return state.draft_window(tokens, size, torch.stack(log_q, 1), sampler)

@@ -125,9 +125,10 @@ class GumbelSampler:
     def __init__(self, rng: CounterRNG, positions: torch.Tensor, vocab_size: int):
         self.noise = rng.gumbel(positions, vocab_size, TOKEN)
 
-    def draw(self, log_probs: torch.Tensor, columns: slice = slice(None)) -> torch.Tensor:
-        """Tokens [B, K'] int64 from log_probs [B, K', V], which are those of some columns of the K positions."""
-        return (log_probs + self.noise[:, columns, : log_probs.shape[-1]]).argmax(-1)
+    def draw(self, log_probs: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Tokens [B, K'] int64 from log_probs [B, K', V], which are those of the K positions from number `first` on."""
+        noise = self.noise[:, first : first + log_probs.shape[1], : log_probs.shape[2]]
+        return (log_probs + noise).argmax(-1)
 
     def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """Tokens [B] int64 from target log-probs [B, V] at one column [B] a row, where no draft was looked at."""
@@ -151,10 +152,10 @@ class InverseCDFSampler:
         self.rng, self.positions = rng, positions
         self.uniform = rng.uniform(positions)
 
-    def draw(self, log_probs: torch.Tensor, columns: slice = slice(None)) -> torch.Tensor:
+    def draw(self, log_probs: torch.Tensor, first: int = 0) -> torch.Tensor:
         """As in `GumbelSampler`."""
         # On a CPU the exponential of -inf, which most tokens of a draft head have, is slow; softmax is not.
-        return inverse_cdf(log_probs.softmax(-1), self.uniform[TOKEN][:, columns])
+        return inverse_cdf(log_probs.softmax(-1), self.uniform[TOKEN][:, first : first + log_probs.shape[1]])
 
     def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """As in `GumbelSampler`."""

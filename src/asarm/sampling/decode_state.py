@@ -19,10 +19,10 @@ from asarm.models.kv_cache import read_equal_prompts_once
 from asarm.models.rank_order import rank_order
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import GumbelSampler, InverseCDFSampler, TabledRNG, TokenSampler
-from asarm.sampling.result import Evaluations, SampleResult, TraceOption, new_traces, one_evaluation, record_steps
+from asarm.sampling.result import Evaluations, SampleResult, TraceOption, new_result, one_evaluation, record_steps
 from asarm.sampling.verification import VERIFICATION_RULES, DraftWindow, Verdict
 from asarm.tokenization.batch import InfillBatch
-from asarm.tokenization.open_gaps import exclude_gap_end, gap_sizes_from, open_targets
+from asarm.tokenization.open_gaps import exclude_gap_end, gap_sizes_from, open_targets, take_out
 from asarm.tokenization.transforms import AllowedTokens
 
 # Steps from one look to the next on devices where looking makes the host wait.
@@ -90,16 +90,8 @@ class DecodeState:
         self.rows = np.arange(count)  # of the input
         self.remaining_seen = total - prompt  # when the host last looked
         self.outcomes: list[torch.Tensor] = []  # of the steps since
-        self.result = SampleResult(
-            tokens=batch.tokens.clone() if self.gap_end is None else batch.tokens.masked_fill(may_end, self.gap_end),
-            nfe=torch.zeros(count, dtype=torch.long),
-            targets=torch.from_numpy(total - prompt),
-            proposed=torch.zeros(count, window, dtype=torch.long),
-            accepted=torch.zeros(count, window, dtype=torch.long),
-            windows=torch.zeros(count, window + 1, dtype=torch.long),
-            seconds=0.0,
-            trace=new_traces(trace, count),
-        )
+        tokens = batch.tokens.clone() if self.gap_end is None else batch.tokens.masked_fill(may_end, self.gap_end)
+        self.result = new_result(tokens, torch.from_numpy(total - prompt), window, trace)
         if self.compiler is not None:
             self.compiler.start_batch(size)
             self.compiler.adopt(self)
@@ -193,15 +185,8 @@ class DecodeState:
             tokens, seen = torch.cat((tokens, other_tokens), dim=1), torch.cat((seen, others), dim=1)
             new_ranks, ranks = torch.cat((new_ranks, others), dim=1), torch.cat((ranks, others + 1), dim=1)
             contexts = torch.cat((contexts, others), dim=1)
-        states = self.model.hidden(
-            tokens,
-            self.positions.gather(1, new_ranks),
-            seen,
-            self.positions.gather(1, ranks),
-            contexts,
-            self.cache,
-            beside,
-        )
+        positions, asked = self.positions.gather(1, new_ranks), self.positions.gather(1, ranks)
+        states = self.model.hidden(tokens, positions, seen, asked, contexts, self.cache, beside)
         self.cache.set_lengths(content_length)
         return states
 
@@ -255,21 +240,15 @@ class DecodeState:
         self.tokens.scatter_(1, ranks, tokens)
 
     def draft_window(
-        self,
-        tokens: torch.Tensor,
-        size: torch.Tensor,
-        log_q: torch.Tensor,
-        sampler: TokenSampler,
-        alternatives: int = 0,
+        self, tokens: torch.Tensor, size: torch.Tensor, log_q: torch.Tensor, sampler: TokenSampler
     ) -> DraftWindow:
-        """The window of drafts for the next ranks, with so many alternatives to the first. A draft that ends a gap
-        before its last rank is the last of its row: the rest of the gap is not there to be verified."""
+        """The window of drafts for the next ranks. A draft that ends a gap before its last rank is the last of its row:
+        the rest of the gap is not there to be verified."""
         if self.has_open_gaps:
             ranks = self.next_ranks(tokens.shape[1])  # [B, K]
             ends = ((tokens == self.gap_end) & self.may_end.gather(1, ranks) & (self.rest.gather(1, ranks) > 0)).long()
             size = size.minimum((ends.cumsum(1) - ends == 0).sum(1))
-        others = sampler.alternatives(log_q, tokens, alternatives) if alternatives and tokens.shape[1] else None
-        return DraftWindow(tokens, size, log_q, sampler, others)
+        return DraftWindow(tokens, size, log_q, sampler)
 
     def verify(self, window: DraftWindow, log_p: torch.Tensor) -> Verdict:
         """Apply the verification rule of the config, see `asarm.sampling.verification`: accepted and next tokens."""
@@ -316,8 +295,9 @@ class DecodeState:
         if self.result.trace is not None:
             ranked = (self.positions, self.tokens, self.decoded)
             record_steps(self.result.trace, self.rows, ranked, drafts, outcome, added, self.gap_end)
-        if self.has_open_gaps:
-            self._take_out(outcome[4])
+        if self.has_open_gaps and not (self.sees_values and not outcome[4].any()):
+            take_out(outcome[4], self.decoded, self.width, (self.tokens, self.positions, self.may_end, self.rest))
+            self.total -= outcome[4]
         return torch.stack(outcome)
 
     def _rest_of_ended_gap(self) -> torch.Tensor:
@@ -326,17 +306,6 @@ class DecodeState:
         ended = (self.tokens.gather(1, last) == self.gap_end) & self.may_end.gather(1, last)
         ended &= self.remaining[:, None] > 0  # of a row that is finished nothing is left
         return torch.where(ended, self.rest.gather(1, last), 0)[:, 0]
-
-    def _take_out(self, count: torch.Tensor) -> None:
-        """Take the next count [B] ranks out of their rows: later ones move up, and they come last, before scratch."""
-        if self.sees_values and not count.any():
-            return
-        ranks = self.columns
-        taken = (ranks >= self.decoded[:, None]) & (ranks < (self.decoded + count)[:, None])  # [B, R]
-        order = (taken | (ranks >= self.width)).byte().argsort(dim=1, stable=True)
-        for part in (self.tokens, self.positions, self.may_end, self.rest):
-            part.copy_(part.gather(1, order))
-        self.total -= count
 
     def look(self, evaluations: Evaluations = one_evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
         """Read the outcomes of the steps since the last look, count, and take finished rows out of the batch.

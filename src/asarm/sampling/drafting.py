@@ -1,12 +1,23 @@
-"""Drafting with the model's draft head (`asarm.models.draft_head`): one after the other, each given the one before.
+"""Drafting with the model's draft head (`asarm.models.draft_head`), and alternatives to drafts.
 
-Shapes: B rows, W drafts, E width of states, V vocabulary.
+The head drafts one token after the other, each given the one before. Where a draft is rejected, its position often
+gets a runner-up. So a window's function evaluation also takes some other tokens instead of its drafts, each seen by one
+query alone, that for the rank after it. Whatever verification decides, if the token in the position of the first
+rejected draft is one of them, the distribution of the token after that is known, too, and it is drawn at once. (Trees
+of drafts, as in SpecInfer, arXiv 2305.09781, have such leaves, and branches. Here only drafts have children: a branch
+would be more tokens to draft and to evaluate, and is rarely reached.) The rows cost little where reading the weights
+is what takes time.
+
+Shapes: B rows, W drafts, A alternatives to any of them, E width of states, V vocabulary.
 """
+
+from dataclasses import dataclass
 
 import torch
 
 from asarm.sampling.counter_rng import TokenSampler
 from asarm.sampling.decode_state import DecodeState
+from asarm.sampling.verification import DraftWindow, Verdict, at_column
 
 
 def drafts_by_head(state: DecodeState) -> bool:
@@ -62,7 +73,80 @@ def draft_by_head(
         # A token that is not to the left says nothing to the head.
         previous = moved if always else torch.where(is_adjacent[:, one, None], moved, states[:, one])
         log_q.append(state.draft_log_probs(previous, ranks[:, one], by_head=True))
-        left = sampler.draw(log_q[-1], slice(first + column, first + column + 1))
+        left = sampler.draw(log_q[-1], first + column)
         tokens.append(left)
         state.write_drafts(ranks[:, one], left)
     return torch.cat(tokens, dim=1), torch.cat(log_q, dim=1)
+
+
+@dataclass
+class Alternatives:
+    """tokens: [B, A] int64. columns: [A] int64, the columns of the drafts that they are alternatives to, ascending."""
+
+    tokens: torch.Tensor
+    columns: torch.Tensor
+
+    def ranks(self, decoded: torch.Tensor) -> torch.Tensor:
+        """Their ranks [B, A] int64, where decoded [B] is that of the first draft."""
+        return decoded[:, None] + self.columns
+
+
+def count_alternatives(to_first: int, drafts: int) -> int:
+    """How many there are in a window: to_first to the first draft, one less to the second, and so on."""
+    return sum(to_first - column for column in range(min(drafts, to_first)))
+
+
+def alternatives_to(window: DraftWindow) -> Alternatives | None:
+    """Those of a window's that count, None if there are none."""
+    if window.alternatives is None:
+        return None
+    to_first = window.alternatives.shape[2]
+    columns = range(min(window.tokens.shape[1], to_first))
+    tokens = torch.cat([window.alternatives[:, column, : to_first - column] for column in columns], dim=1)
+    numbers = [torch.full((to_first - column,), column, device=tokens.device) for column in columns]
+    return Alternatives(tokens, torch.cat(numbers))
+
+
+@dataclass
+class Decision:
+    """What a step decides, as `DecodeState.commit` takes it. column: [B] int64, the verifying query that the next token
+    was drawn from; those after alternatives come after those of the window."""
+
+    drafts: torch.Tensor
+    accepted: torch.Tensor
+    next_tokens: torch.Tensor
+    column: torch.Tensor
+    by_alternative: torch.Tensor | None = None
+
+
+def decide(
+    state: DecodeState, window: DraftWindow, alternatives: Alternatives | None, logits: torch.Tensor, verdict: Verdict
+) -> Decision:
+    """The decision by a verdict on the window; writes the token in place of a rejected draft to the state.
+
+    logits: [B, W + 1 + A, V], of the queries of the window and of those after the alternatives.
+    """
+    accepted, next_tokens = verdict
+    if alternatives is None:
+        return Decision(window.tokens, accepted, next_tokens, accepted)
+    state.write_drafts((state.decoded + accepted)[:, None], next_tokens[:, None])
+    matches = (alternatives.columns == accepted[:, None]) & (alternatives.tokens == next_tokens[:, None])  # [B, A]
+    matches &= ((accepted < window.size) & (accepted + 1 < state.remaining))[:, None]
+    if state.has_open_gaps:
+        matches &= next_tokens[:, None] != state.gap_end  # after which rank the text goes on is not known here
+    found = matches.any(1)
+    if state.sees_values and not found.any():
+        return Decision(window.tokens, accepted, next_tokens, accepted, found)
+    drafts = window.tokens.shape[1]
+    column = drafts + 1 + matches.byte().argmax(1)  # [B]
+    after = (state.decoded + accepted + 1)[:, None]
+    log_p = state.log_softmax(at_column(logits, column)[:, None], after)[:, 0]  # [B, V]
+    following = window.sampler.draw_target(log_p, (accepted + 1).clamp(max=drafts))
+    is_replaced = found[:, None] & (state.columns[:drafts] == accepted[:, None])  # [B, W]
+    return Decision(
+        torch.where(is_replaced, next_tokens[:, None], window.tokens),
+        accepted + found,
+        torch.where(found, following, next_tokens),
+        torch.where(found, column, accepted),
+        found,
+    )

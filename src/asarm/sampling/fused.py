@@ -18,10 +18,19 @@ from typing import Any
 import torch
 
 from asarm.models.compiled import DecodingModel
-from asarm.sampling.alternatives import Alternatives, Decision, alternatives_to, count_alternatives, decide
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.decode_state import DecodeState
-from asarm.sampling.drafting import draft_by_head, drafts_by_head, drafts_by_recurrent_head, without_left
+from asarm.sampling.drafting import (
+    Alternatives,
+    Decision,
+    alternatives_to,
+    count_alternatives,
+    decide,
+    draft_by_head,
+    drafts_by_head,
+    drafts_by_recurrent_head,
+    without_left,
+)
 from asarm.sampling.result import SampleResult, TraceOption
 from asarm.sampling.verification import DraftWindow, at_column
 from asarm.sampling.windows import FixedWindow, WindowedDecoding, WindowPolicy
@@ -156,9 +165,12 @@ def _draft(state: FusedDecoding, shape: Shape, ranks: torch.Tensor) -> DraftWind
         tokens, log_q = draft_by_head(state, sampler, ranks, states, state.window.previous)
     else:
         log_q = state.draft_log_probs(states, ranks)
-        tokens = sampler.draw(log_q, slice(shape.drafts))
+        tokens = sampler.draw(log_q)
         state.write_drafts(ranks, tokens)
-    return state.draft_window(tokens, state.window.size, log_q, sampler, state.config.alternatives)
+    window = state.draft_window(tokens, state.window.size, log_q, sampler)
+    if shape.drafts and state.config.alternatives:
+        window.alternatives = sampler.alternatives(log_q, tokens, state.config.alternatives)
+    return window
 
 
 def _evaluate(

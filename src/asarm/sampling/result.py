@@ -99,6 +99,21 @@ def new_traces(trace: TraceOption, rows: int) -> list[list[TraceStep]] | None:
     return [[] for _ in range(rows)] if trace else None
 
 
+def new_result(tokens: torch.Tensor, targets: torch.Tensor, window: int, trace: TraceOption) -> SampleResult:
+    """The result of B rows before the first step. tokens: [B, N], targets: [B] int64. window: drafts, at most."""
+    rows = len(targets)
+    return SampleResult(
+        tokens=tokens,
+        nfe=torch.zeros(rows, dtype=torch.long),
+        targets=targets,
+        proposed=torch.zeros(rows, window, dtype=torch.long),
+        accepted=torch.zeros(rows, window, dtype=torch.long),
+        windows=torch.zeros(rows, window + 1, dtype=torch.long),
+        seconds=0.0,
+        trace=new_traces(trace, rows),
+    )
+
+
 def record_steps(
     trace: list[list[TraceStep]],
     rows: np.ndarray,

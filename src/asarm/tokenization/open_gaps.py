@@ -5,8 +5,10 @@ how a model is told, in training and in use. Its number of targets is then the m
 model may write `gap_end` at any of them, and what comes after the first one in the gap is absent: neither given nor a
 target. In all other targets `gap_end` has probability 0.
 
-Shapes: B rows, N positions.
+Shapes: B rows, N positions, R ranks.
 """
+
+from collections.abc import Iterable
 
 import torch
 
@@ -49,3 +51,14 @@ def exclude_gap_end(logits: torch.Tensor, may_end: torch.Tensor, gap_end: int | 
     if gap_end is not None:
         logits[..., gap_end].masked_fill_(~may_end, float("-inf"))
     return logits
+
+
+def take_out(count: torch.Tensor, decoded: torch.Tensor, width: int, parts: Iterable[torch.Tensor]) -> None:
+    """Take the count [B] ranks after the first decoded [B] out of some tensors [B, R], in place: the later ones up to
+    `width` move up, and they come last of these."""
+    parts = list(parts)
+    ranks = torch.arange(parts[0].shape[1], device=count.device)
+    taken = (ranks >= decoded[:, None]) & (ranks < (decoded + count)[:, None])  # [B, R]
+    order = (taken | (ranks >= width)).byte().argsort(dim=1, stable=True)
+    for part in parts:
+        part.copy_(part.gather(1, order))
