@@ -43,6 +43,7 @@ ASSD = SamplerConfig(draft="blind", k=5)  # the paper's, without a draft head
 FUSED = SamplerConfig(sampler="fused", draft="blind", k=4)
 BLOCK = replace(FUSED, coupling="block")
 HEAD = replace(BLOCK, draft="self")
+ALTERNATIVES = replace(HEAD, alternatives=2)
 ADAPTIVE = replace(HEAD, adaptive=True, coupling="gumbel", k=8)
 VARIANTS = {
     "sequential": SamplerConfig(sampler="sequential"),
@@ -51,7 +52,8 @@ VARIANTS = {
     "fused, k=4": FUSED,
     "+ block verification": BLOCK,
     "+ draft head": HEAD,
-    "the last, gumbel": replace(HEAD, coupling="gumbel"),
+    "+ alternatives": ALTERNATIVES,
+    "the last, gumbel": replace(ALTERNATIVES, coupling="gumbel"),
     "+ adaptive": ADAPTIVE,
 }
 SWEPT = {"assd self": ASSD, "fused": FUSED, "+ block verification": BLOCK, "+ draft head": HEAD}

@@ -208,6 +208,7 @@ def test_all_parts_compile_as_one_graph():
     ("backbone", "rows", "settings"),
     [
         (tiny_xlnet, 1, {"sampler": "fused", "coupling": "block", "k": 2}),
+        (tiny_llama, 1, {"sampler": "fused", "k": 2, "alternatives": 2}),
         (tiny_gpt2, 3, {"draft": "ngram", "k": 2}),
     ],
 )

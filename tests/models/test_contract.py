@@ -70,6 +70,41 @@ def test_cached_logits_through_random_histories(backbone):
 
 @BACKBONES
 @torch.inference_mode()
+def test_rows_may_see_one_more_rank(backbone):
+    """Other tokens than those of the ranks 5 and 6, in the slots 9 and 10, and queries that see one of them each."""
+    model = backbone(20)
+    tokens, given, target = random_batch(3, 12, 20, seed=5)
+    order = rank_order(given, target)
+    ranked, prompt = tokens.gather(1, order.order), torch.full((3,), 4)
+    contexts = torch.arange(1, 13).clamp(min=4).expand(3, -1)
+    cache = model.new_cache(3, 14, 14)
+    first = slice(0, 4)
+    model(ranked[:, first], order.order[:, first], contexts[:, first], order.order[:, 4:5], prompt[:, None], cache)
+    cache.set_lengths(prompt)
+    others, instead = (ranked[:, 5:7] + 3) % 19, torch.tensor([[5, 6]]).expand(3, -1)
+    new = slice(4, 9)
+    none, slots = torch.full((3, 1), -1), torch.tensor([[9, 10]]).expand(3, -1)
+    found = model(
+        torch.cat((ranked[:, new], others), dim=1),
+        torch.cat((order.order[:, new], order.order[:, 5:7]), dim=1),
+        torch.cat((contexts[:, new], instead), dim=1),
+        order.order[:, 6:9],
+        torch.cat((instead, torch.full((3, 1), 8)), dim=1),
+        cache,
+        torch.cat((none.expand(-1, 5), slots, slots, none), dim=1),
+    )
+    for column in range(3):  # the last query sees neither
+        changed = ranked.clone()
+        if column < 2:
+            changed[:, 5 + column] = others[:, column]
+        query = slice(6 + column, 7 + column)
+        seen = torch.full((3, 1), 6 + column)
+        expected = model(changed, order.order, contexts, order.order[:, query], seen)
+        torch.testing.assert_close(found[:, column], expected[:, 0], atol=1e-5, rtol=0)
+
+
+@BACKBONES
+@torch.inference_mode()
 def test_rows_of_a_batch_do_not_see_each_other(backbone):
     model = backbone(20)
     tokens, given, target = random_batch(5, 12, 20, seed=3)

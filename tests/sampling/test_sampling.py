@@ -16,7 +16,7 @@ from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
 from asarm.tokenization.transforms import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from asarm.utils.errors import InputError
 from support.enumeration import EXACT
-from support.models import random_batch, tiny_gpt2, tiny_xlnet
+from support.models import random_batch, tiny_gpt2, tiny_llama, tiny_xlnet
 
 ALL = [
     SamplerConfig(sampler="sequential"),
@@ -50,6 +50,23 @@ def test_gumbel_gives_the_sequential_tokens(backbone, sampler, draft, k):
         assert torch.equal(base.tokens, ours.tokens)
         rejected += int(ours.proposed.sum() - ours.accepted.sum())
     assert rejected > 0 or (sampler, draft, k) == ("assd", "self", 1)
+
+
+@pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])
+@pytest.mark.parametrize("head", [{}, {"draft_head": 8, "draft_recurrent": True, "draft_vocabulary": 9}])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_alternatives_save_evaluations(backbone, head, k):
+    """The text of the gumbel coupling is the same, by fewer of them; by few fewer, if the model is sharp."""
+    model, inputs = backbone(12, scale=0.9, **head), random_batch(60, 40, 12, seed=0)
+    texts, nfe = [], []
+    for alternatives in (0, 1, 3):
+        config = SamplerConfig(sampler="fused", coupling="gumbel", k=k, alternatives=alternatives)
+        result = sample(model, *inputs, config, range(60))
+        texts.append(result.tokens)
+        nfe.append(int(result.nfe.sum()))
+    assert all(torch.equal(text, texts[0]) for text in texts)
+    assert nfe[0] >= nfe[1] >= nfe[2]
+    assert nfe[0] > nfe[2]
 
 
 @pytest.mark.parametrize("settings", EXACT, ids=str)
@@ -103,6 +120,7 @@ def test_the_temperature_of_drafts_changes_their_acceptance_only(model):
     + [
         ({"draft_temperature": 1e-12}, "draft_temperature must lie in"),
         ({"sampler": "fused", "adaptive": True, "coupling": "block"}, "the text would depend on the clock"),
+        ({"alternatives": 17}, "alternatives must lie in 0..16, not 17"),
         ({"sampler": "parallel", "adaptive": True}, "adaptive is for samplers that draft, assd and fused"),
     ],
     ids=str,

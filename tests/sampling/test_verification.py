@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 
 from asarm.sampling.counter_rng import CounterRNG, GumbelSampler, InverseCDFSampler
-from asarm.sampling.verification import VERIFICATION_RULES, DraftWindow, block, gumbel, residual
+from asarm.sampling.verification import VERIFICATION_RULES, DraftWindow, block, draw_candidate, gumbel, residual
 
 V, ROWS = 3, 300_000
 KINDS = {"residual": InverseCDFSampler, "block": InverseCDFSampler, "gumbel": GumbelSampler}
@@ -94,6 +94,31 @@ def test_block_verification_accepts_more(sharpness):
         assert means[block] > means[residual] - error / 3
         if sharpness == 1.0:
             assert means[block] > means[residual] + error
+
+
+@pytest.mark.parametrize("drafted_ids", [4, 7])
+@pytest.mark.parametrize("seed", range(4))
+def test_candidates_do_not_change_the_distribution(seed, drafted_ids):
+    """Of a token drawn with any weights; it is a candidate more often than by chance."""
+    generator, vocabulary = torch.Generator().manual_seed(seed), 7
+    weights = torch.rand(vocabulary, generator=generator) ** 3
+    q = torch.softmax(2 * torch.randn(drafted_ids, generator=generator), 0)
+    first = torch.multinomial(q, 1, generator=generator)
+    rest, candidates = q.expand(ROWS, -1).clone(), [first.expand(ROWS)]
+    for _ in range(2):
+        rest.scatter_(1, candidates[-1][:, None], 0.0)
+        candidates.append(torch.multinomial(rest, 1, generator=generator)[:, 0])
+    uniform = torch.rand(ROWS, generator=generator, dtype=torch.float64)
+    found = {}
+    for counting in (True, False):
+        counts = torch.full((ROWS, 2), counting)
+        chosen = torch.stack(candidates, 1)
+        tokens = draw_candidate(weights.expand(ROWS, -1), q.expand(ROWS, -1), chosen, counts, uniform)
+        expected = (weights / weights.sum()).double() * ROWS
+        seen = torch.bincount(tokens, minlength=vocabulary)
+        assert chisquare(seen.numpy(), (expected * ROWS / expected.sum()).numpy()).pvalue > 1e-4
+        found[counting] = float((tokens[:, None] == chosen[:, 1:]).any(1).double().mean())
+    assert found[True] > found[False] + 0.01
 
 
 def test_block_verification_by_hand():

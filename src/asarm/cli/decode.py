@@ -57,6 +57,8 @@ SMALL = TINY | {
     "num_texts": 4,
     "k_sweep_texts": 0,
     "k": 3,  # more drafts are seldom accepted by a model of this strength
+    "coupling": "block",
+    "alternatives": 2,
     "judge": "smollm2",
 }
 # Batches are faster, and the texts are the same; the paper's seconds are those of the texts decoded alone.

@@ -132,8 +132,8 @@ class GumbelSampler:
 
     def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """Tokens [B] int64 from target log-probs [B, V] at one column [B] a row, where no draft was looked at."""
-        rows = torch.arange(len(log_p), device=log_p.device)
-        return (log_p + self.noise[rows, column]).argmax(-1)
+        noise = self.noise.gather(1, column[:, None, None].expand(-1, 1, log_p.shape[1]))[:, 0]
+        return (log_p + noise).argmax(-1)
 
     def alternatives(self, log_q: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
         """Other tokens [B, W, count] int64, all different, than those [B, W] that were drawn from log_q [B, W, V] for
@@ -159,8 +159,7 @@ class InverseCDFSampler:
 
     def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """As in `GumbelSampler`."""
-        rows = torch.arange(len(log_p), device=log_p.device)
-        return inverse_cdf(log_p.exp(), self.uniform[REPLACEMENT][rows, column])
+        return inverse_cdf(log_p.exp(), self.uniform[REPLACEMENT].gather(1, column[:, None])[:, 0])
 
     def alternatives(self, log_q: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
         """As in `GumbelSampler`, drawn from what the distributions are without the tokens before."""

@@ -62,7 +62,7 @@ def draft_by_head(
     first D tokens, if no others are drafted.
     """
     if not ranks.shape[1]:
-        return ranks, torch.empty(*ranks.shape, state.model.config.vocab_size, device=ranks.device)
+        return ranks, previous.new_empty(*ranks.shape, state.model.config.vocab_size, dtype=torch.float32)
     tokens, log_q = [], []
     left = state.tokens.gather(1, ranks[:, :1] - 1)
     is_adjacent = follows_left(state, ranks)
@@ -103,7 +103,7 @@ def alternatives_to(window: DraftWindow) -> Alternatives | None:
     to_first = window.alternatives.shape[2]
     columns = range(min(window.tokens.shape[1], to_first))
     tokens = torch.cat([window.alternatives[:, column, : to_first - column] for column in columns], dim=1)
-    numbers = [torch.full((to_first - column,), column, device=tokens.device) for column in columns]
+    numbers = [tokens.new_full((to_first - column,), column) for column in columns]
     return Alternatives(tokens, torch.cat(numbers))
 
 
