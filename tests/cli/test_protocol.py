@@ -8,9 +8,9 @@ from asarm.training.presets import PRESETS
 from asarm.utils.config import flat
 
 NEUTRAL = {  # options of evaluations that change neither what the paper's rows are nor how they are made, or add rows
-    "model", "revision", "sampler", "draft", "adaptive", "steps", "seed", "output_dir", "device", "compile",
-    "k_sweep", "k_sweep_texts", "tolerance_sweep", "batch_1_texts", "parallel_steps", "length_sampler", "proposals",
-    "gap_capacity",
+    "model", "revision", "sampler", "draft", "alternatives", "adaptive", "steps", "seed", "output_dir", "device",
+    "compile", "k_sweep", "k_sweep_texts", "tolerance_sweep", "batch_1_texts", "parallel_steps", "length_sampler",
+    "proposals", "gap_capacity",
     "white_space", "max_items", "data_dir", "workers", "timeout", "allow_code_execution",
 }  # fmt: skip
 

@@ -108,6 +108,7 @@ ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
             "num_texts": 2,
             "k_sweep": [],
             "k_sweep_texts": 2,
+            "coupling": "residual",  # tolerance belongs to it
             "tolerance_sweep": [0.0, 1e-2, 0.1, 0.3],
         },
     },
