@@ -37,14 +37,15 @@ class Experiment:
 
 
 DECODE = "python -m asarm decode"
+RESIDUAL = "--coupling residual --alternatives 0"  # the presets' values may be others
 TRAINED = ("any-subset", "masked-diffusion", "fim", "any-order", "any-rate", "paper-rate", "warm-up")
 EXACT = (
-    "--text WIKITEXT --length 64 --batch_size 32 --k_sweep_texts 0 "
+    f"--text WIKITEXT --length 64 --batch_size 32 --k_sweep_texts 0 {RESIDUAL} "
     "--samplers sequential assd-self fused --output_dir OUT"
 )
 GRID = (
     "--models ADAPTERS/any-subset/model --text WIKITEXT --length 64 --num_texts 24 --k_sweep_texts 24 --k 5 "
-    "--batch_size 8 --output_dir OUT"
+    f"--batch_size 8 {RESIDUAL} --output_dir OUT"
 )
 STORY_SAMPLERS = (
     "--stories STORIES --tasks 1/5 --max_items 300 --trials 1 --gap_length oracle --special_tokens False "
@@ -78,7 +79,7 @@ EXPERIMENTS = [
             minutes * rate // 95 + 1,
             (
                 f"{DECODE} ablate-k {preset} --text WIKITEXT --mask_rate 0.{rate} --length {lengths} --k_sweep {sweep} "
-                f"--num_texts {texts} --k_sweep_texts {texts} --batch_size 8 --output_dir OUT",
+                f"--num_texts {texts} --k_sweep_texts {texts} --batch_size 8 {RESIDUAL} --output_dir OUT",
             ),
         )
         for model, preset, minutes, lengths, sweep, texts in (

@@ -202,7 +202,8 @@ def visibility(
     reach = context if beside is None else context.maximum(beside + 1)
     ranks = max(count, 1) if cache is None else cache.visible_slots(reach)
     slots, empty = torch.arange(ranks, device=context.device), reach == 0
-    unseen = slots >= torch.where(empty, 1, context)[:, None, :, None]
+    shown = context.clamp(min=1) if beside is None else torch.where(empty, 1, context)
+    unseen = slots >= shown[:, None, :, None]
     if beside is not None:
         unseen = unseen & (slots != beside[:, None, :, None])
     return Visibility(unseen, empty[..., None], *row_blocks(reach, count, ranks))
