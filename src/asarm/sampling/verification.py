@@ -197,7 +197,8 @@ def draw_candidate(
     weights = weights.clone()
     reduced, total = weights[:, : q.shape[1]], weights.sum(-1, keepdim=True)  # the part that candidates are of, a view
     done, token = torch.zeros_like(counts[:, 0]), candidates[:, 0]
-    for one, before, may_be in zip(candidates[:, 1:].T, candidates.T, counts.T, strict=False):
+    for number in range(counts.shape[1]):
+        before, one, may_be = candidates[:, number], candidates[:, number + 1], counts[:, number]
         q = q.scatter(-1, before[:, None], 0.0)
         q = q / q.sum(-1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
         mass = total * q
