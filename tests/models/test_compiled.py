@@ -73,7 +73,7 @@ def test_static_steps_give_the_same_tokens(backbone, head, uncompiled):
 
 
 class FrozenStep:
-    """In place of a CUDA graph: the step on the state as it was when recorded, whatever has been set since."""
+    """Instead of a CUDA graph: the step on the state as it was when recorded, whatever has been set since."""
 
     def __init__(self, function, pool):
         step, state, *arguments = function.args

@@ -23,8 +23,6 @@ CHOICES = ("auto", "on", "off")
 SLOTS = 64  # lengths are rounded up to a multiple, so that sequences of similar lengths share recorded steps
 MOST_COMPILATIONS = 64  # of a step: for other samplers' settings, a single row or several, other windows
 MOST_RECORDINGS = 256
-# Of torch.compile on GPUs: Inductor's analysis of tiles fails on symbolic shapes (pytorch/pytorch#181563).
-CUDA_OPTIONS: dict[str, Any] = {"triton.coalesce_tiling_analysis": False}
 PLAIN = (bool, int, float, str, type(None))
 
 Step = Callable[..., torch.Tensor]
@@ -40,6 +38,12 @@ def compiled_for_decoding(model: AnyOrderModel, choice: str = "auto") -> "AnyOrd
         raise InputError(f"compile must be one of {', '.join(CHOICES)}, not {choice!r}")
     is_faster = choice == "on" or (choice == "auto" and model.device.type == "cuda")
     return CompiledModel(model, compiles=choice == "on") if is_faster else model
+
+
+def compiler_options(device: torch.device) -> dict[str, Any]:
+    """What `torch.compile` needs there. On GPUs Inductor's analysis of tiles fails on symbolic shapes
+    (pytorch/pytorch#181563)."""
+    return {"triton.coalesce_tiling_analysis": False} if device.type == "cuda" else {}
 
 
 def rounded(length: int) -> int:
@@ -115,7 +119,7 @@ class CompiledModel:
         if not self.compiles:
             return step(*arguments)
         if step not in self.steps:
-            options = CUDA_OPTIONS if self.model.device.type == "cuda" else {}
+            options = compiler_options(self.model.device)
             # Shapes are symbolic: one compilation serves all lengths.
             self.steps[step] = torch.compile(step, dynamic=True, fullgraph=True, options=options)
         try:

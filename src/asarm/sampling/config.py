@@ -20,7 +20,7 @@ class SamplerConfig(Transforms):
     )
     k: int = option(5, "tokens drafted in one iteration of assd or fused")
     alternatives: int = option(
-        0, "fused: other tokens verified in place of the first draft; one less for the second, and so on"
+        0, "fused: other tokens verified instead of the first draft; one less for the second, and so on"
     )
     adaptive: bool = option(
         False, "draft as many tokens, k at most, as are measured to be fastest; the text does not depend on it"

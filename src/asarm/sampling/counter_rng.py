@@ -35,6 +35,11 @@ def _keys(streams: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return _mix_(_mix_(streams[..., None] + positions * _GOLDEN_GAMMA) + _GOLDEN_GAMMA)
 
 
+def _uniform(bits: torch.Tensor) -> torch.Tensor:
+    """Random bits int64 -> numbers in [0, 1) float64."""
+    return _shift_right(bits, 11).double() * 2.0**-53
+
+
 class CounterRNG:
     """Random numbers for the rows of a batch. seeds: [B] int64."""
 
@@ -52,12 +57,11 @@ class CounterRNG:
 
     def uniform(self, positions: torch.Tensor) -> torch.Tensor:
         """Numbers in [0, 1) of all streams for each position: [B, K] int64 -> [streams, B, K] float64."""
-        keys = torch.stack([self.keys(positions, stream) for stream in range(STREAMS)])
-        return _shift_right(keys, 11).double() * 2.0**-53
+        return _uniform(torch.stack([self.keys(positions, stream) for stream in range(STREAMS)]))
 
     def several(self, positions: torch.Tensor, stream: int, count: int) -> torch.Tensor:
         """Several numbers in [0, 1) for each position: [B, K] int64 -> [B, K, count] float64."""
-        return _shift_right(self._bits(positions, stream, count), 11).double() * 2.0**-53
+        return _uniform(self._bits(positions, stream, count))
 
     def gumbel(self, positions: torch.Tensor, vocab_size: int, stream: int) -> torch.Tensor:
         """Standard Gumbel noise for each position and token: [B, K] int64 -> [B, K, V] float32.
@@ -116,6 +120,12 @@ class TabledRNG(CounterRNG):
         self.seeds, self.table, self.uniforms = self.seeds[rows], self.table[:, rows], self.uniforms[:, rows]
 
 
+def at_column(values: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """values [B, K, ...] at one column [B] a row: a copy [B, ...]."""
+    rest = values.shape[2:]
+    return values.gather(1, column.view(-1, 1, *[1] * len(rest)).expand(-1, 1, *rest))[:, 0]
+
+
 class GumbelSampler:
     """Draws tokens as argmax(log p + Gumbel noise): similar distributions mostly give the same token.
 
@@ -132,8 +142,7 @@ class GumbelSampler:
 
     def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """Tokens [B] int64 from target log-probs [B, V] at one column [B] a row, where no draft was looked at."""
-        noise = self.noise.gather(1, column[:, None, None].expand(-1, 1, log_p.shape[1]))[:, 0]
-        return (log_p + noise).argmax(-1)
+        return (log_p + at_column(self.noise, column)).argmax(-1)
 
     def alternatives(self, log_q: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
         """Other tokens [B, W, count] int64, all different, than those [B, W] that were drawn from log_q [B, W, V] for
@@ -159,7 +168,7 @@ class InverseCDFSampler:
 
     def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """As in `GumbelSampler`."""
-        return inverse_cdf(log_p.exp(), self.uniform[REPLACEMENT].gather(1, column[:, None])[:, 0])
+        return inverse_cdf(log_p.exp(), at_column(self.uniform[REPLACEMENT], column))
 
     def alternatives(self, log_q: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
         """As in `GumbelSampler`, drawn from what the distributions are without the tokens before."""

@@ -34,8 +34,8 @@ class DecodeState:
 
     tokens, positions: [B, R] int64 in rank order; ranks past a row's end, and from `width` on, are scratch.
     decoded: [B] int64, ranks whose tokens are decided: they are 0 .. decoded - 1. total: [B] int64, ranks of the row.
-    zeros: [B] int64.
-    uncached: how many decided ranks of a row the cache lacks, at most; the prompt before the first step, then one.
+    zeros: [B] int64, for counts that are 0 in every row.
+    uncached: the most decided ranks of a row that the cache lacks: first the prompt, then one, two after an alternative.
     longest: how many ranks were still to be decoded in the longest row when the host last looked.
     sees_values: whether the host reads tensors without waiting for a device.
     may_end: [B, R] bool, ranks of gaps of unknown length (see `asarm.tokenization.open_gaps`). rest: [B, R] int64, how
@@ -170,7 +170,7 @@ class DecodeState:
         """One function evaluation: final states [B, Q, E] of queries for `ranks` that see `contexts` ranks.
 
         content_length: [B] int64; tokens of the ranks before it, drafts included, enter the cache: at most `count` new
-        ones in a row. ranks, contexts: [B, Q] int64. alternatives: other tokens [B, A] in place of drafts, and their
+        ones in a row. ranks, contexts: [B, Q] int64. alternatives: other tokens [B, A] instead of drafts, and their
             ranks [B, A]; the states of queries for the ranks after them, which see them instead, come last:
             [B, Q + A, E].
         """
@@ -181,7 +181,8 @@ class DecodeState:
         if alternatives is not None:  # in the cache, after all others, for this function evaluation only
             other_tokens, others = alternatives
             slots = self.cache.lengths[:, None] + count + self.columns[: others.shape[1]]
-            beside = torch.cat([part for rows in (new_ranks, ranks) for part in (-torch.ones_like(rows), slots)], dim=1)
+            none, no_query = (torch.full_like(rows, -1) for rows in (new_ranks, ranks))
+            beside = torch.cat((none, slots, no_query, slots), dim=1)
             tokens, seen = torch.cat((tokens, other_tokens), dim=1), torch.cat((seen, others), dim=1)
             new_ranks, ranks = torch.cat((new_ranks, others), dim=1), torch.cat((ranks, others + 1), dim=1)
             contexts = torch.cat((contexts, others), dim=1)
@@ -295,7 +296,7 @@ class DecodeState:
         if self.result.trace is not None:
             ranked = (self.positions, self.tokens, self.decoded)
             record_steps(self.result.trace, self.rows, ranked, drafts, outcome, added, self.gap_end)
-        if self.has_open_gaps and not (self.sees_values and not outcome[4].any()):
+        if self.has_open_gaps and (not self.sees_values or outcome[4].any()):
             take_out(outcome[4], self.decoded, self.width, (self.tokens, self.positions, self.may_end, self.rest))
             self.total -= outcome[4]
         return torch.stack(outcome)

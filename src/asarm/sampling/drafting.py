@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from asarm.sampling.counter_rng import TokenSampler
+from asarm.sampling.counter_rng import TokenSampler, at_column
 from asarm.sampling.decode_state import DecodeState
-from asarm.sampling.verification import DraftWindow, Verdict, at_column
+from asarm.sampling.verification import DraftWindow, Verdict
 
 
 def drafts_by_head(state: DecodeState) -> bool:
@@ -100,8 +100,8 @@ def alternatives_to(window: DraftWindow) -> Alternatives | None:
     """Those of a window's that count, None if there are none."""
     if window.alternatives is None:
         return None
-    to_first = window.alternatives.shape[2]
-    columns = range(min(window.tokens.shape[1], to_first))
+    _, drafts, to_first = window.alternatives.shape
+    columns = range(drafts)
     tokens = torch.cat([window.alternatives[:, column, : to_first - column] for column in columns], dim=1)
     numbers = [tokens.new_full((to_first - column,), column) for column in columns]
     return Alternatives(tokens, torch.cat(numbers))
@@ -122,7 +122,7 @@ class Decision:
 def decide(
     state: DecodeState, window: DraftWindow, alternatives: Alternatives | None, logits: torch.Tensor, verdict: Verdict
 ) -> Decision:
-    """The decision by a verdict on the window; writes the token in place of a rejected draft to the state.
+    """The decision by a verdict on the window; writes the token instead of a rejected draft to the state.
 
     logits: [B, W + 1 + A, V], of the queries of the window and of those after the alternatives.
     """

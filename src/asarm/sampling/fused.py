@@ -19,6 +19,7 @@ import torch
 
 from asarm.models.compiled import DecodingModel
 from asarm.sampling.config import SamplerConfig
+from asarm.sampling.counter_rng import at_column
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.drafting import (
     Alternatives,
@@ -32,7 +33,7 @@ from asarm.sampling.drafting import (
     without_left,
 )
 from asarm.sampling.result import SampleResult, TraceOption
-from asarm.sampling.verification import DraftWindow, at_column
+from asarm.sampling.verification import DraftWindow
 from asarm.sampling.windows import FixedWindow, WindowedDecoding, WindowPolicy
 from asarm.tokenization.batch import InfillBatch
 
@@ -168,8 +169,9 @@ def _draft(state: FusedDecoding, shape: Shape, ranks: torch.Tensor) -> DraftWind
         tokens = sampler.draw(log_q)
         state.write_drafts(ranks, tokens)
     window = state.draft_window(tokens, state.window.size, log_q, sampler)
-    if shape.drafts and state.config.alternatives:
-        window.alternatives = sampler.alternatives(log_q, tokens, state.config.alternatives)
+    count = state.config.alternatives
+    if shape.drafts and count:
+        window.alternatives = sampler.alternatives(log_q[:, :count], tokens[:, :count], count)
     return window
 
 

@@ -8,7 +8,7 @@ window: the drafts. log_p: [B, K, V] float32, target log-probs at the window's p
 tolerance: of `residual` only. accepted: [B] int64, how many of the first drafts are kept. next_tokens: [B] int64, the
 token after those, ignored where all K columns were accepted.
 
-Where a window has alternatives to its drafts, `residual` and `block` draw the token in place of a rejected draft so
+Where a window has alternatives to its drafts, `residual` and `block` draw the token instead of a rejected draft so
 that it is likely one of them, and is distributed as without (recursive rejection sampling, arXiv 2402.14160): what
 follows them is known from the same function evaluation.
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from asarm.sampling.counter_rng import REPLACEMENT, VERDICT, InverseCDFSampler, TokenSampler, inverse_cdf
+from asarm.sampling.counter_rng import REPLACEMENT, VERDICT, InverseCDFSampler, TokenSampler, at_column, inverse_cdf
 
 
 @dataclass
@@ -33,8 +33,8 @@ class DraftWindow:
     log_q: [B, W, V] float32, log-probs of the distribution that each draft was drawn from, given all tokens before; or
         [B, W, D], of the first D tokens, if no others are drafted.
     sampler: what the drafts were drawn with, for all K columns.
-    alternatives: [B, W, M] int64, of which those to the first draft count, all but one of those to the second, and so
-        on; drawn from what q is without the draft and the alternatives before. None for none.
+    alternatives: [B, M or W, M] int64, to the first drafts; those to the first one count, all but one of those to the
+        second, and so on. Drawn from what q is without the draft and the alternatives before. None for none.
     """
 
     tokens: torch.Tensor
@@ -141,12 +141,6 @@ def _count_leading(accept: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     return torch.where(accept, size[:, None], columns).amin(1) if len(columns) else size
 
 
-def at_column(values: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """values [B, K, ...] at one column [B] a row: a copy [B, ...]."""
-    rest = values.shape[2:]
-    return values.gather(1, column.view(-1, 1, *[1] * len(rest)).expand(-1, 1, *rest))[:, 0]
-
-
 def _next_columns(
     window: DraftWindow, log_p: torch.Tensor, accepted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,8 +172,9 @@ def _draw_next(
     weights, uniform = torch.where(is_rejected[:, None], rest, p), at_column(window.uniform[REPLACEMENT], column)
     if window.alternatives is None:
         return inverse_cdf(weights, uniform)
-    first = column.clamp(max=window.tokens.shape[1] - 1)
-    candidates = torch.cat((window.tokens[..., None], window.alternatives), dim=-1)  # [B, W, 1 + M]
+    columns = window.alternatives.shape[1]  # with alternatives
+    candidates = torch.cat((window.tokens[:, :columns, None], window.alternatives), dim=-1)  # [B, columns, 1 + M]
+    first = column.clamp(max=columns - 1)
     number = torch.arange(candidates.shape[2] - 1, device=column.device)
     counts = is_rejected[:, None] & (number + column[:, None] < len(number))  # [B, M]
     return draw_candidate(weights, q, at_column(candidates, first), counts, uniform)

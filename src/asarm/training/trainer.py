@@ -18,7 +18,7 @@ from tqdm import tqdm
 from asarm.data.training_data import TrainingData
 from asarm.models.adapter import save_adapter
 from asarm.models.backbone import AnyOrderModel
-from asarm.models.compiled import CUDA_OPTIONS
+from asarm.models.compiled import compiler_options
 from asarm.tokenization.batch import PADDING
 from asarm.training import checkpoint, distributed, validation
 from asarm.training.config import RunConfig
@@ -81,7 +81,7 @@ class Trainer:
         if training.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if training.torch_compile:
-            options = CUDA_OPTIONS if self.accelerator.device.type == "cuda" else {}
+            options = compiler_options(self.accelerator.device)
             model.hidden = torch.compile(model.hidden, dynamic=True, options=options)  # type: ignore[method-assign]
         self.pattern = self.config.gaps(self.codec)
         loss = distributed.TrainingLoss(model.train(), self.config.loss, self.pattern)
