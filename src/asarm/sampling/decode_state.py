@@ -35,7 +35,7 @@ class DecodeState:
     tokens, positions: [B, R] int64 in rank order; ranks past a row's end, and from `width` on, are scratch.
     decoded: [B] int64, ranks whose tokens are decided: they are 0 .. decoded - 1. total: [B] int64, ranks of the row.
     zeros: [B] int64, for counts that are 0 in every row.
-    uncached: the most decided ranks of a row that the cache lacks: first the prompt, then one, two after an alternative.
+    uncached: the most decided ranks of a row that the cache lacks: the prompt, then one, two after an alternative.
     longest: how many ranks were still to be decoded in the longest row when the host last looked.
     sees_values: whether the host reads tensors without waiting for a device.
     may_end: [B, R] bool, ranks of gaps of unknown length (see `asarm.tokenization.open_gaps`). rest: [B, R] int64, how
