@@ -19,4 +19,5 @@ def main(arguments: list[str]) -> None:
     quiet_libraries()
     results = train_draft_head(config)
     print("held-out acceptance of the first, second, ... draft of a window, if those before it were accepted")
-    print(" ".join(f"{value:.3f}" for value in results))
+    for name, where in (("acceptance", "after a token"), ("acceptance_at_start", "at the start of a gap")):
+        print(f"{where}:", " ".join(f"{value:.3f}" for value in results[name]))

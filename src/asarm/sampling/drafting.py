@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from asarm.models.rank_order import left_neighbours
 from asarm.sampling.counter_rng import TokenSampler, at_column
 from asarm.sampling.decode_state import DecodeState
 from asarm.sampling.verification import DraftWindow, Verdict
@@ -42,8 +43,24 @@ def without_left(state: DecodeState, count: int) -> list[bool]:
 
 
 def follows_left(state: DecodeState, ranks: torch.Tensor) -> torch.Tensor:
-    """Whether the rank before each of some ranks [B, W] int64, from 1 on, is its left neighbour: [B, W] bool."""
-    return state.positions.gather(1, ranks - 1) + 1 == state.positions.gather(1, ranks)
+    """Whether the rank before each of some ranks [B, W] int64 is its left neighbour: [B, W] bool."""
+    return state.positions.gather(1, (ranks - 1).clamp(min=0)) + 1 == state.positions.gather(1, ranks)
+
+
+def before_first_call(state: DecodeState, drafts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a recurrent head drafts the first `drafts` tokens from, when the network was not called yet.
+
+    All that it is told of is the given token to the left of the first one. Rows without one get no drafts, and others
+    get drafts up to where the rank before is not the left neighbour.
+    Returns the state of the first draft [B, 1, E], and numbers of drafts [B] int64.
+    """
+    ranks = state.next_ranks(drafts)  # [B, W]
+    is_given = (state.columns < state.decoded[:, None])[:, None]  # [B, 1, R]
+    left = left_neighbours(state.tokens, state.positions, state.positions.gather(1, ranks[:, :1]), is_given)  # [B, 1]
+    weight, _ = state.model.output_layer()
+    nothing = torch.zeros(len(left), 1, weight.shape[1], dtype=state.model.compute_dtype, device=weight.device)
+    continues = torch.cat((left >= 0, follows_left(state, ranks[:, 1:])), dim=1)
+    return state.model.follow(nothing, left.clamp(min=0), nothing), continues.cumprod(1).sum(1).minimum(state.remaining)
 
 
 def draft_by_head(
@@ -64,7 +81,7 @@ def draft_by_head(
     if not ranks.shape[1]:
         return ranks, previous.new_empty(*ranks.shape, state.model.config.vocab_size, dtype=torch.float32)
     tokens, log_q = [], []
-    left = state.tokens.gather(1, ranks[:, :1] - 1)
+    left = state.tokens.gather(1, (ranks[:, :1] - 1).clamp(min=0))
     is_adjacent = follows_left(state, ranks)
     always = state.sees_values and bool(is_adjacent.all())
     for column in range(ranks.shape[1]):

@@ -4,8 +4,9 @@ Where the next window begins depends on how many drafts will be accepted, so eac
 that may be in it. These queries see the first n ranks, which are decided, and neither the drafts of this window nor
 those of their own; a draft head, if the model has one, supplies the nearest of these. (Queries for each number a of
 accepted drafts, which see n + a ranks, are many more, and their drafts are not accepted more often.) A recurrent head
-needs drafting queries only where the rank before is not the left neighbour. A draft depends on nothing but tokens that
-are decided or drafted before it, so verification leaves exactly the target distribution.
+needs drafting queries only where the rank before is not the left neighbour. It also drafts before the first evaluation,
+from the given token to the left alone, so that reading the prompt verifies drafts, too. A draft depends on nothing but
+tokens that are decided or drafted before it, so verification leaves exactly the target distribution.
 
 Shapes: B rows, W drafts in the window, K = W + 1 verified columns (the drafts and the rank after them), Q drafting
 queries, E width of states, V vocabulary.
@@ -25,6 +26,7 @@ from asarm.sampling.drafting import (
     Alternatives,
     Decision,
     alternatives_to,
+    before_first_call,
     count_alternatives,
     decide,
     draft_by_head,
@@ -46,7 +48,7 @@ class NextWindow:
     """
 
     def __init__(self, state: DecodeState, max_k: int):
-        """Before the first function evaluation there is nothing to draft from."""
+        """Before the first function evaluation there is nothing to draft from, unless the head makes do with less."""
         weight, _ = state.model.output_layer()
         dtype = state.model.compute_dtype
         self.size = torch.zeros_like(state.decoded)
@@ -107,6 +109,11 @@ class FusedDecoding(WindowedDecoding):
         self.window = NextWindow(self, self.policy.max_k)
         self.add_rows(self.window)
         self.prepared = 0  # drafts of the next window
+        if self.policy.k and drafts_by_recurrent_head(self):
+            first, size = before_first_call(self, self.policy.k)
+            self.window.states[:, :1] = first
+            self.window.size.copy_(size)
+            self.prepared = int(size.max()) if self.sees_values else self.policy.k
 
     @staticmethod
     def lookahead(longest: int, config: SamplerConfig) -> int:

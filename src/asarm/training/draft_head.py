@@ -2,13 +2,14 @@
 
 The model's own conditionals are the teacher. A window of drafts begins after every target of a text: that token is
 drawn from the verifying query's state, and then come drafts, whose states the head makes from the token to the left and
-the state that this was drawn from. The head goes through the whole window, up to where the rank before is not the left
-neighbour, and the distribution q of each draft is fitted to the model's p: first by their Kullback-Leibler divergence,
-then by what counts, the probability sum of min(p, q) that a draft is accepted. Its logarithm is maximised, as in LK
-losses (arXiv 2602.23881); a new head, whose drafts are hardly ever accepted, learns little from it. The states of some
-batches are kept, and used many times: the network is what takes time. In use the tokens to the left are the model's
-own, so a head learns more from texts whose targets the model has sampled itself. That takes as many calls as a text has
-targets: on a GPU, in large batches, seconds.
+the state that this was drawn from. Another window begins with every gap; of the given token to its left there is no
+state. The head goes through the whole window, up to where the rank before is not the left neighbour, and the
+distribution q of each draft is fitted to the model's p: first by their Kullback-Leibler divergence, then by what
+counts, the probability sum of min(p, q) that a draft is accepted. Its logarithm is maximised, as in LK losses (arXiv
+2602.23881); a new head, whose drafts are hardly ever accepted, learns little from it. The states of some batches are
+kept, and used many times: the network is what takes time. In use the tokens to the left are the model's own, so a head
+learns more from texts whose targets the model has sampled itself. That takes as many calls as a text has targets: on a
+GPU, in large batches, seconds.
 
 Shapes: B sequences, N tokens, T targets of the sequence with the most, M windows, W drafts of a window, E width, V
 tokens that are drafted.
@@ -100,7 +101,8 @@ class DraftHeadConfig:
 class DistillationBatch:
     """Windows of drafts, and what they should give.
 
-    previous: [M, E], the state that the token before the window is drawn from. joint: [M, W, E], states of the
+    previous: [M, E], the state that the token before the window is drawn from; 0 for that of a gap, whose first draft
+    is made from the given token to the left alone. joint: [M, W, E], states of the
     verifying queries of the drafts. log_normaliser: [M, W], of their distributions. left: [M, W] int64, the token to
     the left. is_draft: [M, W] bool, false beyond the last target, and from the first position on whose left neighbour
     is not of the window.
@@ -111,6 +113,11 @@ class DistillationBatch:
     log_normaliser: torch.Tensor
     left: torch.Tensor
     is_draft: torch.Tensor
+
+    @property
+    def begins_gap(self) -> torch.Tensor:
+        """Which windows begin gaps: [M] bool."""
+        return ~self.previous.any(-1)
 
     def select(self, windows: torch.Tensor) -> "DistillationBatch":
         """Some of the windows, by their indices or by a mask."""
@@ -142,16 +149,24 @@ def distillation_batch(model: AnyOrderModel, batch: InfillBatch, window: int) ->
         ranked[:, :seen], order.order[:, :seen], order.content_context()[:, :seen].clamp(max=seen), positions, ranks
     )  # [B, T, E]
     log_normaliser = torch.stack([model.logits(row).float().logsumexp(-1) for row in states])  # [B, T]
-    before = (ranks - 1).clamp(min=0)
+    before, at_left = (ranks - 1).clamp(min=0), (positions - 1).clamp(min=0)
+    left = tokens.gather(1, at_left)
     follows = is_target & (order.order.gather(1, before) + 1 == positions)
-    left = ranked.gather(1, before)
+    has_left = (given | target).gather(1, at_left) & (positions > 0)
+    begins = is_target & has_left & ~(follows & (ranks > prompt))
     count = ranks.shape[1]
-    drafts = torch.arange(count)[:, None] + 1 + torch.arange(window)  # [T, W]
-    inside, drafts = (drafts < count).to(tokens.device), drafts.clamp(max=count - 1)
-    is_draft = (follows[:, drafts] & inside).cumprod(-1).bool()  # [B, T, W]
-    windows = (states, states[:, drafts], log_normaliser[:, drafts], left[:, drafts], is_draft)
-    result = DistillationBatch(*(part.flatten(0, 1) for part in windows))
-    return result.select(result.is_draft[:, 0])
+    parts = []
+    for first, previous in ((1, states), (0, torch.zeros_like(states))):  # after every target, and of every gap
+        drafts = torch.arange(count)[:, None] + first + torch.arange(window)  # [T, W]
+        inside, drafts = (drafts < count).to(tokens.device), drafts.clamp(max=count - 1)
+        continues = follows[:, drafts] & inside  # [B, T, W]
+        if first == 0:
+            continues[..., 0] = begins
+        is_draft = continues.cumprod(-1).bool()
+        windows = (previous, states[:, drafts], log_normaliser[:, drafts], left[:, drafts], is_draft)
+        some = is_draft[..., 0]
+        parts.append([part[some] for part in windows])
+    return DistillationBatch(*(torch.cat(both) for both in zip(*parts, strict=True)))
 
 
 class DraftedTokens(NamedTuple):
@@ -204,6 +219,8 @@ def log_acceptance(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def mean_acceptance(model: AnyOrderModel, batches: list[DistillationBatch]) -> list[float]:
     """Mean acceptance of the first, second, ... drafts of windows, if those before were accepted."""
+    if not any(len(batch.left) for batch in batches):
+        return []
     tokens = DraftedTokens.of(model)
     column = torch.cat([batch.is_draft.nonzero()[:, 1] for batch in batches])  # [D]
     values = torch.cat([log_acceptance(*log_probs(model, batch, tokens)) for batch in batches]).exp()
@@ -273,12 +290,13 @@ def distilled(
         if number % config.logging_steps == 0:
             logger.info("batch %d of %d read", number, count)
     if not found:
-        raise InputError("none of the texts has two masked tokens side by side: give more, or a larger span_share")
+        raise InputError("none of the texts has a masked token after a known one: give more texts")
     return found
 
 
-def train_draft_head(config: DraftHeadConfig) -> list[float]:
-    """Train a head, write the model with it to output_dir, and return `mean_acceptance` on held-out sequences.
+def train_draft_head(config: DraftHeadConfig) -> dict[str, list[float]]:
+    """Train a head, write the model with it to output_dir, and return `mean_acceptance` on held-out sequences:
+    `acceptance` of windows that come after a target, and `acceptance_at_start` of those that begin a gap.
 
     Raises InputError if output_dir is not empty, another process is writing it, or model or data cannot be loaded.
     """
@@ -289,7 +307,7 @@ def train_draft_head(config: DraftHeadConfig) -> list[float]:
         return _train_and_write(output, config)
 
 
-def _train_and_write(output: Path, config: DraftHeadConfig) -> list[float]:
+def _train_and_write(output: Path, config: DraftHeadConfig) -> dict[str, list[float]]:
     torch.manual_seed(config.seed)
     is_adapter = (model_folder(config.model, config.revision, weights=False) / ADAPTER_CONFIG).is_file()
     dtype = "auto" if is_adapter else "float32"  # others are written as a whole
@@ -304,7 +322,10 @@ def _train_and_write(output: Path, config: DraftHeadConfig) -> list[float]:
     evaluated = distilled(model, held_out_batches, EVAL_BATCHES, config, codec)
     batches = LocalBatches(training, size, config.seed, rank=0, ranks=1)
     fit_head(model, distilled(model, batches, config.batches, config, codec), config)
-    results = mean_acceptance(model, evaluated)
+    results = {
+        "acceptance": mean_acceptance(model, [batch.select(~batch.begins_gap) for batch in evaluated]),
+        "acceptance_at_start": mean_acceptance(model, [batch.select(batch.begins_gap) for batch in evaluated]),
+    }
     write_whole(output, lambda path: _write(path, model, codec, config, results))
     return results
 
@@ -314,11 +335,13 @@ def as_tokens(blocks: np.ndarray, model: AnyOrderModel) -> torch.Tensor:
     return torch.from_numpy(blocks.astype("int64")).to(model.device)
 
 
-def _write(path: Path, model: AnyOrderModel, codec: TextCodec, config: DraftHeadConfig, results: list[float]) -> None:
+def _write(
+    path: Path, model: AnyOrderModel, codec: TextCodec, config: DraftHeadConfig, results: dict[str, list[float]]
+) -> None:
     folder = model_folder(config.model, config.revision)
     if (folder / ADAPTER_CONFIG).is_file():
         save_with_draft_head(folder, model, path)
     else:
         model.save_pretrained(path)
     codec.save_pretrained(path)
-    write_json(path / "draft_head.json", {"settings": flat(config), "acceptance": results} | provenance(model.device))
+    write_json(path / "draft_head.json", {"settings": flat(config)} | results | provenance(model.device))
