@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from asarm.models import ops
-from asarm.models.ops import pack_weights, packed_linear
+from asarm.models.ops import linear, pack_weights, packed_linear
 
 needs_packing = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
@@ -48,6 +48,23 @@ def test_packed_weights_give_the_usual_product(shape, dtype, rows, packings, mon
             torch.testing.assert_close(packed_linear(x, layer.weight, bias), F.linear(x, layer.weight, bias))
     is_packed = x.numel() and (dtype == torch.bfloat16 or x.numel() >= 24 * rows)
     assert len(packings) == (1 if is_packed else 0)  # once for both products
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (3,), (2, 5), (2, 0)])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_what_is_done_with_a_product(shape, dtype, is_packed, packings):
+    layer = packed_layer(24, 40, dtype) if is_packed else nn.Linear(24, 40).to(dtype)
+    x, other = torch.randn(*shape, 24).to(dtype), torch.randn(*shape, 40).to(dtype)
+    with torch.inference_mode():
+        product = F.linear(x, layer.weight, layer.bias)
+        close = {torch.float32: {}, torch.bfloat16: {"atol": 0.03, "rtol": 0.02}}[dtype]
+        torch.testing.assert_close(linear(layer, x, silu=True), F.silu(product), **close)
+        torch.testing.assert_close(linear(layer, x, times=other), product * other, **close)
+        torch.testing.assert_close(linear(layer, x, plus=other), product + other, **close)
+        torch.testing.assert_close(linear(layer, x), product, **close)
+        doubled = nn.Sequential(layer, nn.Identity())  # no plain layer
+        torch.testing.assert_close(linear(doubled, x, plus=other), product + other, **close)
 
 
 @needs_packing

@@ -13,6 +13,7 @@ from asarm.sampling.adaptive_window import AdaptiveWindow
 from asarm.sampling.assd import NO_TOKEN, BigramTable
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.counter_rng import TOKEN, VERDICT, CounterRNG
+from asarm.tokenization.batch import InfillBatch
 from asarm.tokenization.transforms import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
 from asarm.utils.errors import InputError
 from support.enumeration import EXACT
@@ -50,6 +51,32 @@ def test_gumbel_gives_the_sequential_tokens(backbone, sampler, draft, k):
         assert torch.equal(base.tokens, ours.tokens)
         rejected += int(ours.proposed.sum() - ours.accepted.sum())
     assert rejected > 0 or (sampler, draft, k) == ("assd", "self", 1)
+
+
+@pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])
+@pytest.mark.parametrize("coupling", ["residual", "block", "gumbel"])
+def test_a_recurrent_head_drafts_before_the_first_call(backbone, coupling):
+    """As far as the gap goes, but not where nothing is to its left; each row as by itself."""
+    model = backbone(12, scale=0.9, draft_head=8, draft_recurrent=True)
+    tokens = random_batch(6, 12, 12, seed=2).tokens
+    target = torch.zeros(6, 12, dtype=torch.bool)
+    gaps = ([4, 5, 6, 7], [0, 1, 2], [10, 11], [4, 6, 7], [1], [0, 5])
+    for row, gap in enumerate(gaps):
+        target[row, gap] = True
+    config = SamplerConfig(sampler="fused", coupling=coupling, k=3, alternatives=2)
+    result = sample(model, tokens, ~target, target, config, range(6), trace=True)
+    assert [len(steps[0].drafts) for steps in result.trace] == [3, 0, 2, 1, 1, 0]
+    absent = InfillBatch(tokens[:1], ~target[:1], target[:1])
+    absent.given[0, 3] = False  # nor where the token there is absent
+    assert not sample(model, *absent, config, [0], trace=True).trace[0][0].drafts
+    for row in range(6):
+        here = slice(row, row + 1)
+        alone = sample(model, tokens[here], ~target[here], target[here], config, [row])
+        assert torch.equal(alone.tokens[0], result.tokens[row])
+        assert alone.nfe[0] == result.nfe[row]
+    if coupling == "gumbel":
+        sequential = sample(model, tokens, ~target, target, SamplerConfig(sampler="sequential"), range(6))
+        assert torch.equal(sequential.tokens, result.tokens)
 
 
 @pytest.mark.parametrize("backbone", [tiny_gpt2, tiny_xlnet, tiny_llama])

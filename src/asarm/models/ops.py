@@ -69,20 +69,63 @@ def _forget(address: int, weights: weakref.ref[PackedWeights]) -> None:
         _packed_weights.pop(address, None)
 
 
-def packed_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def packed_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    silu: bool = False,
+    times: torch.Tensor | None = None,
+    plus: torch.Tensor | None = None,
+) -> torch.Tensor:
     """`F.linear`, in inference with packed weights if they are of a model that `pack_weights` was told of.
 
     x: [..., I], weight: [O, I], bias: [O] or None. Returns [..., O].
+    silu, times, plus: at most one thing to do with the product: an activation, or another tensor [..., O] that it is
+        multiplied with or added to. With packed weights that takes no pass over memory of its own.
     """
+    packed = _packed(x, weight)
+    if packed is None:
+        return _then(F.linear(x, weight, bias), silu, times, plus)
+    operation = torch.ops.mkldnn._linear_pointwise
+    if times is not None:
+        return operation.binary(x, times, packed, bias, "mul")
+    if plus is not None:
+        return operation.binary(x, plus, packed, bias, "add")
+    return operation(x, packed, bias, "swish" if silu else "none", [], "")
+
+
+def linear(layer: nn.Module, x: torch.Tensor, silu: bool = False, **then: torch.Tensor) -> torch.Tensor:
+    """A layer applied to x [..., I] -> [..., O], by `packed_linear` unless it has an adapter beside it.
+
+    silu, then: as there.
+    """
+    if isinstance(layer, nn.Linear):
+        return packed_linear(x, layer.weight, layer.bias, silu, **then)
+    return _then(layer(x), silu, **then)
+
+
+def _then(
+    product: torch.Tensor, silu: bool = False, times: torch.Tensor | None = None, plus: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What `packed_linear` does with a product."""
+    if times is not None:
+        return product * times
+    if plus is not None:
+        return product + plus
+    return F.silu(product) if silu else product
+
+
+def _packed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+    """The packed weight for a product with x, None if there is none, or it would not be faster."""
     if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_grad_enabled() or not x.numel():
-        return F.linear(x, weight, bias)  # compilers choose by themselves
+        return None  # compilers choose by themselves
     if x.dtype == torch.float32 and (x.numel() < FEWEST_ROWS * x.shape[-1] or weight.numel() < FEWEST_WEIGHTS):
-        return F.linear(x, weight, bias)
+        return None
     address = weight.untyped_storage().data_ptr()
     weights = _packed_weights.get(address)
     if weights is None or not weights.are_at(address) or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weights.packed(weight), bias, "none", [], "")
+        return None
+    return weights.packed(weight)
 
 
 def attend_to_any_shape() -> None:
