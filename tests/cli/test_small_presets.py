@@ -21,6 +21,13 @@ def test_the_adapters_are_run_on_a_cpu(command, arguments, model):
     assert (config.model_names(), config.loading.device) == ([model], "cpu")
 
 
+@pytest.mark.parametrize("command", [decode, stories, code])
+def test_texts_are_decoded_alone(command):
+    config = command.parse_arguments(["small"])
+    sampling = config.sampling
+    assert (config.batch_size, sampling.k, sampling.coupling, sampling.alternatives) == (1, 3, "block", 2)
+
+
 def test_decoding_is_budgeted():
     """Texts are decoded alone, each by each sampler once: 12 decodings of about six seconds on two cores."""
     config = decode.parse_arguments(["small"])

@@ -14,7 +14,7 @@ format, whatever model wrote them.
 from pathlib import Path
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
+from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, ONE_BY_ONE, parse_with_preset, run
 from asarm.cli.presets.protocol import PAPER_INFILLING, Protocol, follows_paper, white_space_as
 from asarm.evals.code.baselines import BASELINES
 from asarm.evals.code.completions import CompletionsConfig, evaluate_completions
@@ -49,6 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "small": {
         "model": "smollm2-code",
+        **ONE_BY_ONE,
         "data_dir": str(OFFICIAL_SETS),
         "problems": [str(BUNDLED_SETS / "code_single_line.jsonl")],
         "samplers": ["sequential", "fused", "assd-self", PREFIX_ONLY, *BASELINES],

