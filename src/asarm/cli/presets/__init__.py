@@ -18,8 +18,8 @@ BUNDLED_SETS = Path(__file__).resolve().parents[2] / "eval_datasets"
 _REPOSITORY = Path(__file__).resolve().parents[4] / "eval_datasets"
 OFFICIAL_SETS = _REPOSITORY if _REPOSITORY.is_dir() else Path("eval_datasets")
 
-# How `small` decodes. On a CPU a call of SmolLM2 takes long, and speculation pays for texts that are decoded alone; more
-# drafts of a model of this strength are seldom accepted.
+# How `small` decodes. On a CPU a call of SmolLM2 takes long, and speculation pays for texts that are decoded alone;
+# more drafts of a model of this strength are seldom accepted.
 ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "k": 3, "coupling": "block", "alternatives": 2}
 
 Config = TypeVar("Config", bound=EvalConfig)
