@@ -50,6 +50,7 @@ def test_packed_weights_give_the_usual_product(shape, dtype, rows, packings, mon
     assert len(packings) == (1 if is_packed else 0)  # once for both products
 
 
+@needs_packing
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1), (3,), (2, 5), (2, 0)])
 @pytest.mark.parametrize("is_packed", [True, False])
@@ -65,6 +66,8 @@ def test_what_is_done_with_a_product(shape, dtype, is_packed, packings):
         torch.testing.assert_close(linear(layer, x), product, **close)
         doubled = nn.Sequential(layer, nn.Identity())  # no plain layer
         torch.testing.assert_close(linear(doubled, x, plus=other), product + other, **close)
+    is_worth_it = x.numel() and (dtype == torch.bfloat16 or x.numel() >= 24 * ops.FEWEST_ROWS)
+    assert len(packings) == (1 if is_packed and is_worth_it else 0)
 
 
 @needs_packing

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asarm.models.ops import packed_linear
+from asarm.models.ops import linear
 
 
 class DraftHead(nn.Module):
@@ -39,5 +39,5 @@ class DraftHead(nn.Module):
 
     def perceptron(self, inputs: torch.Tensor) -> torch.Tensor:
         """Two inputs, side by side [..., 2 * E] -> [..., E]."""
-        hidden = packed_linear(inputs, self.fc.weight, self.fc.bias)
-        return packed_linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias)
+        hidden = linear(self.fc, inputs)
+        return linear(self.proj, F.gelu(hidden, approximate="tanh"))

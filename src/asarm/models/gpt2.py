@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import Rotary, normed_linear, packed_linear, recompute_in_backward, rotary_of, rotate
+from asarm.models.ops import Rotary, linear, normed_linear, recompute_in_backward, rotary_of, rotate
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check, check_at_least
 
@@ -124,7 +124,7 @@ class Attention(nn.Module):
     def output(self, empty: torch.Tensor, *read: torch.Tensor) -> torch.Tensor:
         """What the heads read, block by block [B, H, ., D] -> [B, R, E]."""
         joined = torch.cat([part.transpose(1, 2).flatten(2) for part in read], dim=1).masked_fill(empty, 0.0)
-        return packed_linear(joined, self.proj.weight, self.proj.bias)
+        return linear(self.proj, joined)
 
 
 class Block(GradientCheckpointingLayer):
@@ -139,7 +139,7 @@ class Block(GradientCheckpointingLayer):
     def mlp(self, x: torch.Tensor) -> torch.Tensor:
         hidden = normed_linear(self.ln_2, x, self.fc.weight, self.fc.bias)
         return recompute_in_backward(
-            lambda hidden: packed_linear(F.gelu(hidden, approximate="tanh"), self.proj.weight, self.proj.bias),
+            lambda hidden: linear(self.proj, F.gelu(hidden, approximate="tanh")),
             hidden,
         )
 

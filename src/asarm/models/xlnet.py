@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import normed_linear, packed_linear, recompute_in_backward
+from asarm.models.ops import linear, normed_linear, packed_linear, recompute_in_backward
 from asarm.utils.config import check, check_at_least, check_choices
 
 
@@ -225,7 +225,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def contract(self, hidden: torch.Tensor) -> torch.Tensor:
-        return packed_linear(self.dropout(self.activation(hidden)), self.layer_2.weight, self.layer_2.bias)
+        return linear(self.layer_2, self.dropout(self.activation(hidden)))
 
     def forward(self, x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
         """Rows [B, R, E] -> [B, R, E]. norm: the layer norm that x has yet to go through."""

@@ -47,18 +47,17 @@ def follows_left(state: DecodeState, ranks: torch.Tensor) -> torch.Tensor:
     return state.positions.gather(1, (ranks - 1).clamp(min=0)) + 1 == state.positions.gather(1, ranks)
 
 
-def before_first_call(state: DecodeState, drafts: int) -> tuple[torch.Tensor, torch.Tensor]:
+def before_first_call(state: DecodeState, nothing: torch.Tensor, drafts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What a recurrent head drafts the first `drafts` tokens from, when the network was not called yet.
 
     All that it is told of is the given token to the left of the first one. Rows without one get no drafts, and others
     get drafts up to where the rank before is not the left neighbour.
+    nothing: zeros [B, 1, E], instead of the state that the token to the left was drawn from.
     Returns the state of the first draft [B, 1, E], and numbers of drafts [B] int64.
     """
     ranks = state.next_ranks(drafts)  # [B, W]
     is_given = (state.columns < state.decoded[:, None])[:, None]  # [B, 1, R]
     left = left_neighbours(state.tokens, state.positions, state.positions.gather(1, ranks[:, :1]), is_given)  # [B, 1]
-    weight, _ = state.model.output_layer()
-    nothing = torch.zeros(len(left), 1, weight.shape[1], dtype=state.model.compute_dtype, device=weight.device)
     continues = torch.cat((left >= 0, follows_left(state, ranks[:, 1:])), dim=1)
     return state.model.follow(nothing, left.clamp(min=0), nothing), continues.cumprod(1).sum(1).minimum(state.remaining)
 

@@ -110,7 +110,7 @@ class FusedDecoding(WindowedDecoding):
         self.add_rows(self.window)
         self.prepared = 0  # drafts of the next window
         if self.policy.k and drafts_by_recurrent_head(self):
-            first, size = before_first_call(self, self.policy.k)
+            first, size = before_first_call(self, self.window.previous, self.policy.k)
             self.window.states[:, :1] = first
             self.window.size.copy_(size)
             self.prepared = int(size.max()) if self.sees_values else self.policy.k

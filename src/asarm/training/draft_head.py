@@ -101,11 +101,11 @@ class DraftHeadConfig:
 class DistillationBatch:
     """Windows of drafts, and what they should give.
 
-    previous: [M, E], the state that the token before the window is drawn from; 0 for that of a gap, whose first draft
-    is made from the given token to the left alone. joint: [M, W, E], states of the
-    verifying queries of the drafts. log_normaliser: [M, W], of their distributions. left: [M, W] int64, the token to
-    the left. is_draft: [M, W] bool, false beyond the last target, and from the first position on whose left neighbour
-    is not of the window.
+    previous: [M, E], the state that the token before the window is drawn from; 0 for windows that begin gaps, whose
+        first draft is made from the given token to the left alone.
+    joint: [M, W, E], states of the verifying queries of the drafts. log_normaliser: [M, W], of their distributions.
+    left: [M, W] int64, the token to the left. is_draft: [M, W] bool, false beyond the last target, and from the first
+        position on whose left neighbour is not of the window.
     """
 
     previous: torch.Tensor
