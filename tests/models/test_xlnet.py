@@ -226,7 +226,7 @@ class TiedDraws(RandomDraws):
 
     def token(self, probs, position):
         choice = self.tokens_by(self.rng, torch.tensor([[position]]), len(probs))
-        return int(choice.draw(probs.log()[None, None]))
+        return int(choice.draw(choice.weights(probs.log()[None, None])))
 
     def verdict(self, position):
         return float(self.rng.uniform(torch.tensor([[position]]))[VERDICT])

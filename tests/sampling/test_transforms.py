@@ -137,19 +137,19 @@ def test_a_sampler_that_transforms_only_the_target_is_not_exact(monkeypatch, nam
         logits = state.model.logits(states).float() / state.config.temperature
         return torch.log_softmax(logits, dim=-1)
 
-    monkeypatch.setattr(DecodeState, "draft_log_probs", untransformed)
+    monkeypatch.setattr(DecodeState, "draft_logits", untransformed)
     model, rows, config, allowed = problem_with(name, {"sampler": "assd", "draft": "blind", "k": 3})
     assert min(chi_square_p(model, rows, config, samples=FEW, allowed=allowed, forbidden=True)) < 1e-6
 
 
 def test_a_penalty_that_ignores_drafts_is_not_exact(monkeypatch):
     """Verification must penalise the drafts before each column, too."""
-    whole = DecodeState._log_softmax
+    whole = DecodeState._transformed
 
     def decided_only(state, logits, ranks, temperature, known):
         return whole(state, logits, ranks, temperature, state.decoded[:, None].expand_as(ranks))
 
-    monkeypatch.setattr(DecodeState, "_log_softmax", decided_only)
+    monkeypatch.setattr(DecodeState, "_transformed", decided_only)
     model, rows, config, _ = problem_with("repetition_penalty", {"sampler": "assd", "coupling": "residual", "k": 3})
     assert min(chi_square_p(model, rows, config, samples=20_000)) < 1e-6
 

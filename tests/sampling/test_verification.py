@@ -32,17 +32,16 @@ def prefixes(tokens: torch.Tensor) -> list[torch.Tensor]:
 def drafted(
     coupling: str, p_tables, q_tables, size: torch.Tensor, rng: CounterRNG, extra: bool
 ) -> tuple[DraftWindow, torch.Tensor]:
-    """Windows with a column for each draft table, and one without a draft if `extra`; and their log_p [B, K, V]."""
+    """Windows with a column for each draft table, and one without a draft if `extra`; and their p [B, K, V]."""
     length = len(q_tables)
     positions = torch.arange(length + extra).expand(len(size), -1)
     sampler = KINDS[coupling](rng, positions, V)
-    drafts, log_q = torch.zeros(len(size), 0, dtype=torch.long), []
+    drafts, q = torch.zeros(len(size), 0, dtype=torch.long), []
     for column in range(length):
-        log_q.append(q_tables[column][prefixes(drafts)[-1]])
-        drafts = torch.cat((drafts, sampler.draw(log_q[-1][:, None], column)), dim=1)
-    log_q = torch.stack(log_q, 1)
+        q.append(sampler.weights(q_tables[column][prefixes(drafts)[-1]]))
+        drafts = torch.cat((drafts, sampler.draw(q[-1][:, None], column)), dim=1)
     log_p = torch.stack([p_tables[at][number] for at, number in enumerate(prefixes(drafts))][: length + extra], 1)
-    return DraftWindow(drafts, size, log_q.float(), sampler), log_p.float()
+    return DraftWindow(drafts, size, torch.stack(q, 1).float(), sampler), sampler.weights(log_p).float()
 
 
 @pytest.mark.parametrize("extra", [True, False])
@@ -53,8 +52,8 @@ def test_distribution_of_accepted_and_next_tokens(coupling, sharpness, extra):
     p_tables, q_tables = random_tables(4, sharpness, 1), random_tables(3, sharpness, 2)
     size = torch.arange(ROWS) % 4 if extra else torch.arange(ROWS) % 3 + 1
     rng = CounterRNG(torch.arange(ROWS))
-    window, log_p = drafted(coupling, p_tables, q_tables, size, rng, extra)
-    accepted, next_tokens = VERIFICATION_RULES[coupling](window, log_p, 0.0)
+    window, p = drafted(coupling, p_tables, q_tables, size, rng, extra)
+    accepted, next_tokens = VERIFICATION_RULES[coupling](window, p, 0.0)
     assert (accepted <= size).all()
     added = torch.ones_like(size) if extra else (accepted < size).long()
     tokens = F.pad(window.tokens, (0, 4 - window.tokens.shape[1]))
@@ -88,8 +87,8 @@ def test_block_verification_accepts_more(sharpness):
         rng, size = CounterRNG(torch.arange(ROWS)), torch.full((ROWS,), 4)
         means = {}
         for rule in (residual, block):
-            window, log_p = drafted("residual", p_tables, q_tables, size, rng, extra=True)
-            means[rule] = float(rule(window, log_p, 0.0)[0].double().mean())
+            window, p = drafted("residual", p_tables, q_tables, size, rng, extra=True)
+            means[rule] = float(rule(window, p, 0.0)[0].double().mean())
         error = 2 * 4 / ROWS**0.5  # above three standard errors of the difference
         assert means[block] > means[residual] - error / 3
         if sharpness == 1.0:
@@ -123,15 +122,15 @@ def test_candidates_do_not_change_the_distribution(seed, drafted_ids):
 
 def test_block_verification_by_hand():
     """Two positions, two tokens: q is uniform, p takes the first token always, then the second always."""
-    log_p = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).log()
-    half = torch.full((1, 2, 2), 0.5).log()
+    p = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    half = torch.full((1, 2, 2), 0.5)
     positions = torch.tensor([[0, 1]])
     for drafts, expected in (([0, 1], 2), ([0, 0], 1), ([1, 1], 0), ([1, 0], 0)):
         for seed in range(20):
             rng = CounterRNG(torch.tensor([seed]))
             sampler = InverseCDFSampler(rng, positions, 2)
             window = DraftWindow(torch.tensor([drafts]), torch.tensor([2]), half, sampler)
-            accepted, next_tokens = block(window, log_p, 0.0)
+            accepted, next_tokens = block(window, p, 0.0)
             assert int(accepted) == expected
             assert expected == 2 or int(next_tokens) == expected
 
@@ -140,5 +139,5 @@ def test_drafts_from_the_target_are_always_accepted():
     tables = random_tables(4, 1.0, 0)
     rng, size = CounterRNG(torch.arange(1000)), torch.full((1000,), 3)
     for rule, name in ((residual, "residual"), (block, "block"), (gumbel, "gumbel")):
-        window, log_p = drafted(name, tables, tables[:3], size, rng, extra=True)
-        assert (rule(window, log_p, 0.0)[0] == 3).all()
+        window, p = drafted(name, tables, tables[:3], size, rng, extra=True)
+        assert (rule(window, p, 0.0)[0] == 3).all()

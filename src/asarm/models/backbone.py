@@ -7,6 +7,7 @@ Shapes: B rows of the batch, C content tokens, Q queries, R = C + Q rows of the 
 H heads, D head width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -122,7 +123,7 @@ class AnyOrderModel(PreTrainedModel):
     def without_never_sampled(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits [..., V], which are changed, with -inf for ids that are never sampled."""
         for ids in self.never_sampled():
-            logits[..., ids] = float("-inf")
+            logits[..., ids].fill_(float("-inf"))
         return logits
 
     def follow(self, states: torch.Tensor, left: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
@@ -177,11 +178,12 @@ class Visibility(NamedTuple):
 
     unseen: [1 or B, 1, R, T] bool, the ranks that a row does not see.
     empty: [1 or B, R, 1] bool, rows that see nothing. They get one key all the same, and what they read is discarded.
+        None where the host sees that there are none.
     every_row, query_rows: blocks of all rows, and of the queries alone.
     """
 
     unseen: torch.Tensor
-    empty: torch.Tensor
+    empty: torch.Tensor | None
     every_row: list[RowBlock]
     query_rows: list[RowBlock]
 
@@ -206,7 +208,9 @@ def visibility(
     unseen = slots >= shown[:, None, :, None]
     if beside is not None:
         unseen = unseen & (slots != beside[:, None, :, None])
-    return Visibility(unseen, empty[..., None], *row_blocks(reach, count, ranks))
+    may_look = context.device.type == "cpu" and not torch.compiler.is_compiling()
+    some = None if may_look and not empty.any() else empty[..., None]
+    return Visibility(unseen, some, *row_blocks(reach, count, ranks))
 
 
 def row_blocks(context: torch.Tensor, count: int, ranks: int) -> tuple[list[RowBlock], list[RowBlock]]:
@@ -225,6 +229,13 @@ def row_blocks(context: torch.Tensor, count: int, ranks: int) -> tuple[list[RowB
     reaches = torch.stack([furthest[a:b].max() for a, b in pairwise(bounds)]).tolist()
     blocks = [RowBlock(a, b, reach) for (a, b), reach in zip(pairwise(bounds), reaches, strict=True)]
     return blocks, [block for block in blocks if block.start >= count] or queries
+
+
+def joined(read: Sequence[torch.Tensor], empty: torch.Tensor | None) -> torch.Tensor:
+    """What the last rows read, block by block [B, rows, H * D] -> [B, R, H * D]; 0 in rows that are `empty` (of all
+    rows, as in `Visibility`)."""
+    rows = read[0] if len(read) == 1 else torch.cat(tuple(read), dim=1)
+    return rows if empty is None else rows.masked_fill(empty[:, empty.shape[1] - rows.shape[1] :], 0.0)
 
 
 def readable(

@@ -17,9 +17,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
+from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, joined, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import Rotary, linear, normed_linear, recompute_in_backward, rotary_of, rotate
+from asarm.models.ops import Rotary, linear, normed_linear, recompute_in_backward, rotary_at, rotary_of, rotate
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check, check_at_least
 
@@ -61,12 +61,6 @@ class AnyOrderGPT2Config(PretrainedConfig):
         )
 
 
-def rotary_table(positions: torch.Tensor, head_width: int, base: float) -> Rotary:
-    """What turns vectors of heads by the rotary angles at integer positions [B, R], float32."""
-    exponents = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
-    return rotary_of(positions[:, None, :, None].float() * base**-exponents)
-
-
 class Attention(nn.Module):
     def __init__(self, config: AnyOrderGPT2Config):
         super().__init__()
@@ -103,11 +97,11 @@ class Attention(nn.Module):
         values: torch.Tensor,
         blocks: list[RowBlock],
         mask: torch.Tensor,
-        empty: torch.Tensor,
+        empty: torch.Tensor | None,
     ) -> torch.Tensor:
         """What queries [B, H, R, D], the rows of `blocks`, read of keys and values [B, H, T, D]: [B, R, E].
 
-        mask: [1 or B, 1, C + Q, T], added to the scores of all rows. empty: [1 or B, R, 1], rows that read nothing.
+        mask: [1 or B, 1, C + Q, T], added to the scores of all rows. empty: as in `Visibility`.
         """
         parts = queries.split([block.stop - block.start for block in blocks], dim=2)
         read = [
@@ -121,10 +115,9 @@ class Attention(nn.Module):
         ]  # [B, H, rows of the block, D] each
         return recompute_in_backward(self.output, empty, *read)
 
-    def output(self, empty: torch.Tensor, *read: torch.Tensor) -> torch.Tensor:
+    def output(self, empty: torch.Tensor | None, *read: torch.Tensor) -> torch.Tensor:
         """What the heads read, block by block [B, H, ., D] -> [B, R, E]."""
-        joined = torch.cat([part.transpose(1, 2).flatten(2) for part in read], dim=1).masked_fill(empty, 0.0)
-        return linear(self.proj, joined)
+        return linear(self.proj, joined([part.transpose(1, 2).flatten(2) for part in read], empty))
 
 
 class Block(GradientCheckpointingLayer):
@@ -150,7 +143,7 @@ class Block(GradientCheckpointingLayer):
         blocks: list[RowBlock],
         rotary: Rotary,
         mask: torch.Tensor,
-        empty: torch.Tensor,
+        empty: torch.Tensor | None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> torch.Tensor:
@@ -161,7 +154,7 @@ class Block(GradientCheckpointingLayer):
         start = blocks[0].start
         queries, keys, values = self.attn.queries_keys_values(self.ln_1, x, count, start, rotary)
         keys, values = readable(keys, values, cache, layer, mask.shape[-1])
-        x = x[:, start:] + self.attn.read(queries, keys, values, blocks, mask, empty[:, start:])
+        x = x[:, start:] + self.attn.read(queries, keys, values, blocks, mask, empty)
         return x + self.mlp(x)
 
 
@@ -207,7 +200,16 @@ class AnyOrderGPT2(AnyOrderModel):
     def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> KeyValueCache:
         config, width = self.config, self.config.n_embd // self.config.n_head
         shape = (config.n_layer, batch, config.n_head, capacity, width)
-        return KeyValueCache(shape, self.device, self.compute_dtype, static)
+        cache = KeyValueCache(shape, self.device, self.compute_dtype, static)
+        cache.rotary = torch.cat(self.rotary(torch.arange(span, device=self.device)[None]), dim=-1)[0, 0]
+        return cache
+
+    def rotary(self, positions: torch.Tensor) -> Rotary:
+        """What turns vectors of heads by the rotary angles at integer positions [B, R], float32."""
+        config = self.config
+        width = config.n_embd // config.n_head
+        exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+        return rotary_of(positions[:, None, :, None].float() * config.rotary_base**-exponents)
 
     def hidden(
         self,
@@ -224,8 +226,8 @@ class AnyOrderGPT2(AnyOrderModel):
             cache.begin(count)
         queries = self.query_vector.expand(*query_positions.shape, -1)
         x = torch.cat((self.wte(tokens), queries), dim=1)  # [B, R, E]
-        head_width = self.config.n_embd // self.config.n_head
-        rotary = rotary_table(torch.cat((positions, query_positions), dim=1), head_width, self.config.rotary_base)
+        row_positions = torch.cat((positions, query_positions), dim=1)  # [B, R]
+        rotary = self.rotary(row_positions) if cache is None else rotary_at(cache.rotary, row_positions)
         visible = visibility(count, content_context, query_context, cache, beside)
         mask = torch.zeros(visible.unseen.shape, dtype=x.dtype, device=x.device).masked_fill(
             visible.unseen, float("-inf")

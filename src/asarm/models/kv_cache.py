@@ -34,7 +34,9 @@ class KeyValueCache:
         self.values = [torch.zeros(slots, device=device, dtype=dtype) for _ in range(layers)]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.slots = torch.zeros(batch, 0, dtype=torch.long, device=device)  # where the present call writes
+        self.first_slot: int | None = None  # of them, where they are one run that the host knows
         self.capacity, self.static = capacity, static
+        self.rotary = torch.empty(0)  # [S, 2 * D], a table of models that turn keys, see `ops.rotary_at`
 
     def visible_slots(self, context: torch.Tensor) -> int:
         """How many slots to read (at least 1) for rows that see `context` ranks each."""
@@ -43,10 +45,19 @@ class KeyValueCache:
     def begin(self, count: int) -> torch.Tensor:
         """The slots [B, C] of the next C ranks after each row's length, which all layers of a call will write."""
         self.slots = (self.lengths[:, None] + torch.arange(count, device=self.lengths.device)).clamp(max=self.capacity)
+        self.first_slot = None
+        if len(self.slots) == 1 and not self.static and self.slots.device.type == "cpu":
+            first = int(self.lengths)
+            self.first_slot = first if first + count <= self.capacity + 1 else None
         return self.slots
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values [B, H, C, D] in the slots of this call, see `begin`. The lengths do not change."""
+        if self.first_slot is not None:
+            slots = slice(self.first_slot, self.first_slot + keys.shape[2])
+            self.keys[layer][:, :, slots] = keys
+            self.values[layer][:, :, slots] = values
+            return
         if len(keys) == 1:
             self.keys[layer].index_copy_(2, self.slots[0], keys)
             self.values[layer].index_copy_(2, self.slots[0], values)

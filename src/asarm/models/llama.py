@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
+from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, joined, readable, visibility
 from asarm.models.kv_cache import KeyValueCache, TokenCache
-from asarm.models.ops import Rotary, linear, recompute_in_backward, rotary_of, rotate
+from asarm.models.ops import Rotary, linear, recompute_in_backward, rotary_at, rotary_of, rotate
 from asarm.models.rank_order import left_neighbours
 from asarm.utils.config import check, check_at_least
 
@@ -160,11 +160,11 @@ class Attention(nn.Module):
         keys: torch.Tensor,
         values: torch.Tensor,
         blocks: list[MaskedBlock],
-        empty: torch.Tensor,
+        empty: torch.Tensor | None,
     ) -> torch.Tensor:
         """What queries [B, H, R, D], the rows of `blocks`, read of keys and values [B, G, T, D]: [B, R, E].
 
-        empty: [1 or B, R, 1], rows that read nothing.
+        empty: as in `Visibility`.
         """
         parts = queries.split([block.stop - block.start for block, _ in blocks], dim=2)
         read = []
@@ -176,10 +176,9 @@ class Attention(nn.Module):
             read.append(out.unflatten(2, (self.group, -1)).flatten(1, 2))  # [B, H, rows, D]
         return recompute_in_backward(self.output, empty, *read)
 
-    def output(self, empty: torch.Tensor, *read: torch.Tensor) -> torch.Tensor:
+    def output(self, empty: torch.Tensor | None, *read: torch.Tensor) -> torch.Tensor:
         """What the heads read, block by block [B, H, ., D] -> [B, R, E]."""
-        joined = torch.cat([part.transpose(1, 2).flatten(2) for part in read], dim=1).masked_fill(empty, 0.0)
-        return linear(self.o_proj, joined)
+        return linear(self.o_proj, joined([part.transpose(1, 2).flatten(2) for part in read], empty))
 
 
 class FeedForward(nn.Module):
@@ -212,7 +211,7 @@ class Block(GradientCheckpointingLayer):
         count: int,
         blocks: list[MaskedBlock],
         rotary: Rotary,
-        empty: torch.Tensor,
+        empty: torch.Tensor | None,
         ranks: int,
         cache: KeyValueCache | None = None,
         layer: int = 0,
@@ -227,7 +226,7 @@ class Block(GradientCheckpointingLayer):
         keys, values = readable(keys, values, cache, layer, ranks)
         start = blocks[0].block.start
         queries = self.self_attn.queries(normed[:, start:], (cos[:, :, start:], sin[:, :, start:]))
-        x = x[:, start:] + self.self_attn.read(queries, keys, values, blocks, empty[:, start:])
+        x = x[:, start:] + self.self_attn.read(queries, keys, values, blocks, empty)
         return self.mlp(self.post_attention_layernorm(x), x)
 
 
@@ -289,7 +288,9 @@ class AnyOrderLlama(AnyOrderModel):
     def new_cache(self, batch: int, capacity: int, span: int, static: bool = False) -> TokenCache:
         config = self.config
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
-        return TokenCache(shape, self.device, self.compute_dtype, static)
+        cache = TokenCache(shape, self.device, self.compute_dtype, static)
+        cache.rotary = torch.cat(self.model.rotary(torch.arange(-1, span, device=self.device)[None]), dim=-1)[0, 0]
+        return cache
 
     def hidden(
         self,
@@ -311,12 +312,16 @@ class AnyOrderLlama(AnyOrderModel):
         else:  # a scratch token stands in where there is no content
             padding = (0, slots - count)
             known, known_positions = F.pad(tokens, padding), F.pad(positions, padding)
-        seen = ~(visible.unseen[:, 0] | visible.empty)[:, count:]  # [1 or B, Q, T]
+        unseen = visible.unseen[:, 0] if visible.empty is None else visible.unseen[:, 0] | visible.empty
+        seen = ~unseen[:, count:]  # [1 or B, Q, T]
         left = left_neighbours(known, known_positions, query_positions, seen)  # [B, Q]
         embedding = self.model.embed_tokens
         queries = torch.where((left >= 0)[..., None], embedding(left.clamp(min=0)), self.model.no_left)
         x = torch.cat((embedding(tokens), queries + self.model.query_vector), dim=1)  # [B, R, E]
-        rotary = self.model.rotary(torch.cat((positions, query_positions - 1), dim=1))
+        if cache is None:
+            rotary = self.model.rotary(torch.cat((positions, query_positions - 1), dim=1))
+        else:  # its table begins with position -1
+            rotary = rotary_at(cache.rotary, torch.cat((positions + 1, query_positions), dim=1))
         group = config.num_attention_heads // config.num_key_value_heads
         every_row, query_rows = (
             masked_blocks(blocks, visible.unseen, group, x.dtype) for blocks in (visible.every_row, visible.query_rows)

@@ -117,9 +117,11 @@ def _then(
 
 def _packed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
     """The packed weight for a product with x, None if there is none, or it would not be faster."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_grad_enabled() or not x.numel():
+    if torch.compiler.is_compiling():
         return None  # compilers choose by themselves
-    if x.dtype == torch.float32 and (x.numel() < FEWEST_ROWS * x.shape[-1] or weight.numel() < FEWEST_WEIGHTS):
+    if x.dtype == torch.float32 and (weight.numel() < FEWEST_WEIGHTS or x.numel() < FEWEST_ROWS * x.shape[-1]):
+        return None
+    if x.device.type != "cpu" or torch.is_grad_enabled() or not x.numel():
         return None
     address = weight.untyped_storage().data_ptr()
     weights = _packed_weights.get(address)
@@ -156,6 +158,12 @@ def rotary_of(angles: torch.Tensor, scale: float = 1.0) -> Rotary:
     """What `rotate` takes, for angles [B, 1, R, D / 2]. scale: of the result's length."""
     cos, sin = angles.cos() * scale, angles.sin() * scale
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotary_at(table: torch.Tensor, positions: torch.Tensor) -> Rotary:
+    """The rows of a table [S, 2 * D], of the cosines and then the sines of S positions, for positions [B, R]."""
+    cos, sin = F.embedding(positions, table)[:, None].chunk(2, dim=-1)
+    return cos, sin
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:

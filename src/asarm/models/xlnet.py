@@ -22,7 +22,7 @@ from transformers import XLNetConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, readable, visibility
+from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, joined, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
 from asarm.models.ops import linear, normed_linear, packed_linear, recompute_in_backward
 from asarm.utils.config import check, check_at_least, check_choices
@@ -197,11 +197,11 @@ class RelativeAttention(nn.Module):
         values: torch.Tensor,
         table: torch.Tensor,
         windows: list[KeyWindow],
-        empty: torch.Tensor,
+        empty: torch.Tensor | None,
     ) -> torch.Tensor:
         """Rows x [B, R, E] plus what they read of keys and values [B, H, T, D]: [B, R, E], before the layer norm.
 
-        table: [H, 2S-1, D]. windows: those of the R rows. empty: [1 or B, R, 1], rows that read nothing.
+        table: [H, 2S-1, D]. windows: those of the R rows. empty: as in `Visibility`.
         """
         queries = self.project(x, self.q)  # [B, R, H, D]
         parts = queries.split([window.block.stop - window.block.start for window in windows], dim=1)
@@ -211,8 +211,7 @@ class RelativeAttention(nn.Module):
             recompute_in_backward(self.read, part, keys, values, table, window, random=random)
             for part, window in zip(parts, windows, strict=True)
         ]
-        joined = torch.cat(read, dim=1).masked_fill(empty, 0.0)  # [B, R, H * D]
-        return x + self.dropout(packed_linear(joined, self.o.flatten(1)))
+        return x + self.dropout(packed_linear(joined(read, empty), self.o.flatten(1)))
 
 
 class FeedForward(nn.Module):
@@ -229,6 +228,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
         """Rows [B, R, E] -> [B, R, E]. norm: the layer norm that x has yet to go through."""
+        if not torch.is_grad_enabled():
+            normed = norm(x)
+            return self.layer_norm(normed + self.contract(linear(self.layer_1, normed)))
         hidden = normed_linear(norm, x, self.layer_1.weight, self.layer_1.bias)
         out = recompute_in_backward(self.contract, hidden, random=self.training and self.dropout.p > 0)
         return self.layer_norm(norm(x) + self.dropout(out))
@@ -246,7 +248,7 @@ class Block(GradientCheckpointingLayer):
         count: int,
         windows: list[KeyWindow],
         table: torch.Tensor,
-        empty: torch.Tensor,
+        empty: torch.Tensor | None,
         ranks: int,
         cache: KeyValueCache | None = None,
         layer: int = 0,
@@ -258,7 +260,7 @@ class Block(GradientCheckpointingLayer):
         """
         keys, values = readable(*self.rel_attn.keys_values(x[:, :count]), cache, layer, ranks)
         start = windows[0].block.start
-        x = self.rel_attn(x[:, start:], keys, values, table, windows, empty[:, start:])
+        x = self.rel_attn(x[:, start:], keys, values, table, windows, empty)
         return self.ff(x, self.rel_attn.layer_norm)
 
 

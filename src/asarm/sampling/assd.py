@@ -69,13 +69,13 @@ def assd_ngram_step(state: DecodeState, columns: int) -> torch.Tensor:
     window = _ngram_draft(state, columns)
     ranks = state.next_ranks(window.tokens.shape[1])
     new = state.uncached + ranks.shape[1] - 1
-    log_p = state.query_log_probs(state.decoded + window.size - 1, ranks, ranks, new)
-    return _verify(state, window, log_p)
+    logits = state.query_logits(state.decoded + window.size - 1, ranks, ranks, new)
+    return _verify(state, window, window.sampler.weights(logits))
 
 
-def _verify(state: DecodeState, window: DraftWindow, log_p: torch.Tensor) -> torch.Tensor:
-    """Verify and commit a window, by the target log-probs [B, K, V] of its drafts."""
-    accepted, next_tokens = state.verify(window, log_p)
+def _verify(state: DecodeState, window: DraftWindow, p: torch.Tensor) -> torch.Tensor:
+    """Verify and commit a window, by what its drafts' target is drawn from, [B, K, V]."""
+    accepted, next_tokens = state.verify(window, p)
     return state.commit(window.tokens, window.size, accepted, next_tokens, columns=window.tokens.shape[1])
 
 
@@ -93,20 +93,21 @@ def _self_draft(state: DecodeState, columns: int) -> DraftWindow:
     contexts = state.decoded[:, None].expand_as(asked)
     states = state.query_states(state.decoded, asked, contexts, state.uncached)  # [B, K or 1, E]
     if drafts_by_head(state):
-        log_p = state.log_probs(states[:, :1], ranks[:, :1])
-        first = sampler.draw(log_p)
+        p = sampler.weights(state.logits(states[:, :1], ranks[:, :1]))
+        first = sampler.draw(p)
         state.write_drafts(ranks[:, :1], first)
         later = states[:, 1:] if asked is ranks else states.expand(-1, columns - 1, -1)  # then not read
-        drafts, log_q = draft_by_head(state, sampler, ranks[:, 1:], later, states[:, :1], first=1)
-        log_q = F.pad(log_q, (0, log_p.shape[2] - log_q.shape[2]), value=float("-inf"))
-        drafts, log_q = torch.cat((first, drafts), dim=1), torch.cat((log_p, log_q), dim=1)
-        return state.draft_window(drafts, size, log_q, sampler)
-    log_q = state.draft_log_probs(states, ranks)  # [B, K, V]
+        drafts, q = draft_by_head(state, sampler, ranks[:, 1:], later, states[:, :1], first=1)
+        q = F.pad(q, (0, p.shape[2] - q.shape[2]), value=sampler.never)
+        drafts, q = torch.cat((first, drafts), dim=1), torch.cat((p, q), dim=1)
+        return state.draft_window(drafts, size, q, sampler)
+    logits = state.draft_logits(states, ranks)  # [B, K, V]
     if state.config.draft_temperature is not None:
-        log_q[:, :1] = state.log_probs(states[:, :1], ranks[:, :1])
-    drafts = sampler.draw(log_q)
+        logits[:, :1] = state.logits(states[:, :1], ranks[:, :1])
+    q = sampler.weights(logits)
+    drafts = sampler.draw(q)
     state.write_drafts(ranks, drafts)
-    return state.draft_window(drafts, size, log_q, sampler)
+    return state.draft_window(drafts, size, q, sampler)
 
 
 def _needs_first_query_only(state: DecodeState, columns: int) -> bool:
@@ -115,17 +116,17 @@ def _needs_first_query_only(state: DecodeState, columns: int) -> bool:
 
 
 def _evaluate_self(state: DecodeState, window: DraftWindow) -> torch.Tensor:
-    """Target log-probs [B, K, V] of the window.
+    """What the target of the window is drawn from, [B, K, V].
 
     The first draft is always accepted, and no query sees the last draft yet: the evaluation takes K - 1 tokens and
     K - 1 queries, and none is needed when the first draft is the only one.
     """
     columns = window.tokens.shape[1]
     if columns == 1:
-        return window.log_q
+        return window.q
     ranks = state.next_ranks(columns)[:, 1:]
-    later = state.query_log_probs(state.decoded + window.size - 1, ranks, ranks, columns - 1)
-    return torch.cat((window.log_q[:, :1], later), dim=1)
+    later = state.query_logits(state.decoded + window.size - 1, ranks, ranks, columns - 1)
+    return torch.cat((window.q[:, :1], window.sampler.weights(later)), dim=1)
 
 
 def _ngram_draft(state: DecodeState, columns: int) -> DraftWindow:
@@ -147,16 +148,16 @@ def _ngram_draft(state: DecodeState, columns: int) -> DraftWindow:
     known_left = torch.where(is_known, sequence.gather(1, left), NO_TOKEN)  # [B, K]
     follows = positions[:, 1:] == positions[:, :-1] + 1  # [B, K - 1], the draft before
     drafts: list[torch.Tensor] = []
-    log_q: list[torch.Tensor] = []
+    q: list[torch.Tensor] = []
     for column in range(columns):
         token = known_left[:, column]
         if column > 0:
             token = torch.where(follows[:, column - 1], drafts[-1], token)
-        log_q.append(table.after(token).log())
-        drafts.append(sampler.draw(log_q[-1][:, None], column)[:, 0])
+        q.append(sampler.weights(table.after(token).log()))
+        drafts.append(sampler.draw(q[-1][:, None], column)[:, 0])
     tokens = torch.stack(drafts, 1)
     state.write_drafts(ranks, tokens)
-    return state.draft_window(tokens, size, torch.stack(log_q, 1), sampler)
+    return state.draft_window(tokens, size, torch.stack(q, 1), sampler)
 
 
 def _known_tokens(state: DecodeState) -> tuple[torch.Tensor, torch.Tensor]:

@@ -127,53 +127,66 @@ def at_column(values: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
 
 
 class GumbelSampler:
-    """Draws tokens as argmax(log p + Gumbel noise): similar distributions mostly give the same token.
+    """Draws tokens as argmax(logits + Gumbel noise): similar distributions mostly give the same token.
 
-    For the positions [B, K] of a batch; noise: [B, K, V] float32. Distributions of the first tokens alone will do.
+    For the positions [B, K] of a batch; noise: [B, K, V] float32. Its weights are logits, and `never` is the weight of
+    tokens that are not drawn. Weights of the first tokens alone will do.
     """
+
+    never = float("-inf")
 
     def __init__(self, rng: CounterRNG, positions: torch.Tensor, vocab_size: int):
         self.noise = rng.gumbel(positions, vocab_size, TOKEN)
 
-    def draw(self, log_probs: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """Tokens [B, K'] int64 from log_probs [B, K', V], which are those of the K positions from number `first` on."""
-        noise = self.noise[:, first : first + log_probs.shape[1], : log_probs.shape[2]]
-        return (log_probs + noise).argmax(-1)
+    def weights(self, logits: torch.Tensor) -> torch.Tensor:
+        """What tokens are drawn from, by their logits [..., V] float32."""
+        return logits
 
-    def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        """Tokens [B] int64 from target log-probs [B, V] at one column [B] a row, where no draft was looked at."""
-        return (log_p + at_column(self.noise, column)).argmax(-1)
+    def draw(self, weights: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Tokens [B, K'] int64 by weights [B, K', V], which are those of the K positions from number `first` on."""
+        noise = self.noise[:, first : first + weights.shape[1], : weights.shape[2]]
+        return (weights + noise).argmax(-1)
 
-    def alternatives(self, log_q: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
-        """Other tokens [B, W, count] int64, all different, than those [B, W] that were drawn from log_q [B, W, V] for
+    def draw_target(self, weights: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """Tokens [B] int64 by the target's weights [B, V] at one column [B] a row, where no draft was looked at."""
+        return (weights + at_column(self.noise, column)).argmax(-1)
+
+    def alternatives(self, weights: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
+        """Other tokens [B, W, count] int64, all different, than those [B, W] that were drawn by weights [B, W, V] for
         the first W positions: here those that would have been drawn without these."""
-        scores = log_q + self.noise[:, : log_q.shape[1], : log_q.shape[2]]
+        scores = weights + self.noise[:, : weights.shape[1], : weights.shape[2]]
         return scores.scatter_(-1, tokens[..., None], float("-inf")).topk(count).indices
 
 
 class InverseCDFSampler:
     """Draws tokens by inverting the cumulative distribution: one random number a position, not one a token.
 
-    For the positions [B, K] of a batch; uniform: [streams, B, K] float64, for what comes after drawing, too.
+    For the positions [B, K] of a batch; uniform: [streams, B, K] float64, for what comes after drawing, too. Weights
+    are probabilities; all else is as in `GumbelSampler`.
     """
+
+    never = 0.0
 
     def __init__(self, rng: CounterRNG, positions: torch.Tensor, vocab_size: int):
         self.rng, self.positions = rng, positions
         self.uniform = rng.uniform(positions)
 
-    def draw(self, log_probs: torch.Tensor, first: int = 0) -> torch.Tensor:
+    def weights(self, logits: torch.Tensor) -> torch.Tensor:
         """As in `GumbelSampler`."""
-        # On a CPU the exponential of -inf, which most tokens of a draft head have, is slow; softmax is not.
-        return inverse_cdf(log_probs.softmax(-1), self.uniform[TOKEN][:, first : first + log_probs.shape[1]])
+        return logits.softmax(-1)
 
-    def draw_target(self, log_p: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    def draw(self, weights: torch.Tensor, first: int = 0) -> torch.Tensor:
         """As in `GumbelSampler`."""
-        return inverse_cdf(log_p.exp(), at_column(self.uniform[REPLACEMENT], column))
+        return inverse_cdf(weights, self.uniform[TOKEN][:, first : first + weights.shape[1]])
 
-    def alternatives(self, log_q: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
+    def draw_target(self, weights: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """As in `GumbelSampler`."""
+        return inverse_cdf(weights, at_column(self.uniform[REPLACEMENT], column))
+
+    def alternatives(self, weights: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
         """As in `GumbelSampler`, drawn from what the distributions are without the tokens before."""
         uniform = self.rng.several(self.positions[:, : tokens.shape[1]], ALTERNATIVES, count)  # [B, W, count]
-        weights, drawn = log_q.softmax(-1), [tokens]
+        weights, drawn = weights.clone(), [tokens]
         for number in range(count):
             weights.scatter_(-1, drawn[-1][..., None], 0.0)
             drawn.append(inverse_cdf(weights, uniform[..., number]))

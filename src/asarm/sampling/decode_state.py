@@ -191,26 +191,26 @@ class DecodeState:
         self.cache.set_lengths(content_length)
         return states
 
-    def log_probs(self, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-        """Log-probs (float32) of the tokens at ranks [B, Q], by the final states of their queries: [B, Q, E] ->
-        [B, Q, V]."""
-        return self.log_softmax(self.model.logits(states), ranks)
+    def logits(self, states: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+        """Logits (float32) of the tokens at ranks [B, Q], as the config transforms them, by the final states of their
+        queries: [B, Q, E] -> [B, Q, V]."""
+        return self.transformed(self.model.logits(states), ranks)
 
-    def log_softmax(self, logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-        """As `log_probs`, from logits [B, Q, V]."""
-        return self._log_softmax(logits, ranks, self.config.temperature, ranks)
+    def transformed(self, logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+        """As `logits`, from those of the model [B, Q, V]."""
+        return self._transformed(logits, ranks, self.config.temperature, ranks)
 
-    def draft_log_probs(self, states: torch.Tensor, ranks: torch.Tensor, by_head: bool = False) -> torch.Tensor:
-        """As `log_probs`, of what tokens are drafted from. by_head: the states are those of the draft head; the result
+    def draft_logits(self, states: torch.Tensor, ranks: torch.Tensor, by_head: bool = False) -> torch.Tensor:
+        """As `logits`, of what tokens are drafted from. by_head: the states are those of the draft head; the result
         may then be [B, Q, D], of the first D tokens, if it drafts no others."""
         every_id = self.has_open_gaps or self.allowed is not None or self.config.looks_at_ids
         logits = self.model.draft_logits(states, every_id) if by_head else self.model.logits(states)
         temperature = self.config.draft_temperature
         temperature = self.config.temperature if temperature is None else temperature
         known = ranks if by_head else self.decoded[:, None].expand_as(ranks)
-        return self._log_softmax(logits, ranks, temperature, known)
+        return self._transformed(logits, ranks, temperature, known)
 
-    def _log_softmax(
+    def _transformed(
         self, logits: torch.Tensor, ranks: torch.Tensor, temperature: float, known: torch.Tensor
     ) -> torch.Tensor:
         """known: [B, Q] int64, how many ranks the transforms of the config take into account."""
@@ -223,13 +223,13 @@ class DecodeState:
         by_position = self.allowed is not None or self.config.bad_words_ids
         at = self.positions.gather(1, ranks) if by_position else ranks
         allowed = None if self.allowed is None else self.allowed.at(at)
-        return self.config.log_probs(logits, self.tokens, self.positions, at, known, allowed, self.gap_end, temperature)
+        return self.config.logits(logits, self.tokens, self.positions, at, known, allowed, self.gap_end, temperature)
 
-    def query_log_probs(
+    def query_logits(
         self, content_length: torch.Tensor, ranks: torch.Tensor, contexts: torch.Tensor, count: int
     ) -> torch.Tensor:
-        """One function evaluation: log-probs [B, Q, V] of the tokens at `ranks`; arguments as in `query_states`."""
-        return self.log_probs(self.query_states(content_length, ranks, contexts, count), ranks)
+        """One function evaluation: logits [B, Q, V] of the tokens at `ranks`; arguments as in `query_states`."""
+        return self.logits(self.query_states(content_length, ranks, contexts, count), ranks)
 
     def token_sampler(self, positions: torch.Tensor) -> TokenSampler:
         """What drafts for these positions [B, K] must be drawn with, for the verification rule to be exact."""
@@ -241,7 +241,7 @@ class DecodeState:
         self.tokens.scatter_(1, ranks, tokens)
 
     def draft_window(
-        self, tokens: torch.Tensor, size: torch.Tensor, log_q: torch.Tensor, sampler: TokenSampler
+        self, tokens: torch.Tensor, size: torch.Tensor, q: torch.Tensor, sampler: TokenSampler
     ) -> DraftWindow:
         """The window of drafts for the next ranks. A draft that ends a gap before its last rank is the last of its row:
         the rest of the gap is not there to be verified."""
@@ -249,12 +249,12 @@ class DecodeState:
             ranks = self.next_ranks(tokens.shape[1])  # [B, K]
             ends = ((tokens == self.gap_end) & self.may_end.gather(1, ranks) & (self.rest.gather(1, ranks) > 0)).long()
             size = size.minimum((ends.cumsum(1) - ends == 0).sum(1))
-        return DraftWindow(tokens, size, log_q, sampler)
+        return DraftWindow(tokens, size, q, sampler)
 
-    def verify(self, window: DraftWindow, log_p: torch.Tensor) -> Verdict:
+    def verify(self, window: DraftWindow, p: torch.Tensor) -> Verdict:
         """Apply the verification rule of the config, see `asarm.sampling.verification`: accepted and next tokens."""
         rule = VERIFICATION_RULES[self.config.coupling]
-        verdict = rule(window, log_p, self.config.tolerance)
+        verdict = rule(window, p, self.config.tolerance)
         if self.config.coupling == "block":  # whose numbers must not be used twice
             self.rng.fold_in()
         return verdict

@@ -74,12 +74,12 @@ def draft_by_head(
 
     sampler: of positions of which the drafts' are those from number `first` on. states: [B, W, E], of the drafting
     queries. previous: [B, 1, E], the state that the token before was drawn from.
-    Returns tokens [B, W] int64 and the log-probs [B, W, V] float32 that they were drawn with; or [B, W, D], of the
+    Returns tokens [B, W] int64 and the weights [B, W, V] float32 that the sampler drew them by; or [B, W, D], of the
     first D tokens, if no others are drafted.
     """
     if not ranks.shape[1]:
         return ranks, previous.new_empty(*ranks.shape, state.model.config.vocab_size, dtype=torch.float32)
-    tokens, log_q = [], []
+    tokens, weights = [], []
     left = state.tokens.gather(1, (ranks[:, :1] - 1).clamp(min=0))
     is_adjacent = follows_left(state, ranks)
     always = state.sees_values and bool(is_adjacent.all())
@@ -88,11 +88,11 @@ def draft_by_head(
         moved = state.model.follow(states[:, one], left, previous)
         # A token that is not to the left says nothing to the head.
         previous = moved if always else torch.where(is_adjacent[:, one, None], moved, states[:, one])
-        log_q.append(state.draft_log_probs(previous, ranks[:, one], by_head=True))
-        left = sampler.draw(log_q[-1], first + column)
+        weights.append(sampler.weights(state.draft_logits(previous, ranks[:, one], by_head=True)))
+        left = sampler.draw(weights[-1], first + column)
         tokens.append(left)
         state.write_drafts(ranks[:, one], left)
-    return torch.cat(tokens, dim=1), torch.cat(log_q, dim=1)
+    return torch.cat(tokens, dim=1), torch.cat(weights, dim=1)
 
 
 @dataclass
@@ -156,8 +156,8 @@ def decide(
     drafts = window.tokens.shape[1]
     column = drafts + 1 + matches.byte().argmax(1)  # [B]
     after = (state.decoded + accepted + 1)[:, None]
-    log_p = state.log_softmax(at_column(logits, column)[:, None], after)[:, 0]  # [B, V]
-    following = window.sampler.draw_target(log_p, (accepted + 1).clamp(max=drafts))
+    p = window.sampler.weights(state.transformed(at_column(logits, column)[:, None], after)[:, 0])  # [B, V]
+    following = window.sampler.draw_target(p, (accepted + 1).clamp(max=drafts))
     is_replaced = found[:, None] & (state.columns[:drafts] == accepted[:, None])  # [B, W]
     return Decision(
         torch.where(is_replaced, next_tokens[:, None], window.tokens),

@@ -146,7 +146,7 @@ def fused_step(state: FusedDecoding, shape: Shape) -> torch.Tensor:
     alternatives = alternatives_to(drafted)
     verifying, drafting = _evaluate(state, drafted.size, shape, reach, alternatives)
     logits = state.model.logits(verifying)
-    verdict = state.verify(drafted, state.log_softmax(logits[:, : shape.columns], ranks))
+    verdict = state.verify(drafted, drafted.sampler.weights(state.transformed(logits[:, : shape.columns], ranks)))
     decision = decide(state, drafted, alternatives, logits, verdict)
     _prepare(state, shape, verifying, drafting, decision)
     outcome = state.commit(
@@ -170,15 +170,15 @@ def _draft(state: FusedDecoding, shape: Shape, ranks: torch.Tensor) -> DraftWind
     ranks = ranks[:, : shape.drafts]
     states = state.window.states[:, : shape.drafts]
     if drafts_by_head(state):
-        tokens, log_q = draft_by_head(state, sampler, ranks, states, state.window.previous)
+        tokens, q = draft_by_head(state, sampler, ranks, states, state.window.previous)
     else:
-        log_q = state.draft_log_probs(states, ranks)
-        tokens = sampler.draw(log_q)
+        q = sampler.weights(state.draft_logits(states, ranks))
+        tokens = sampler.draw(q)
         state.write_drafts(ranks, tokens)
-    window = state.draft_window(tokens, state.window.size, log_q, sampler)
+    window = state.draft_window(tokens, state.window.size, q, sampler)
     count = state.config.alternatives
     if shape.drafts and count:
-        window.alternatives = sampler.alternatives(log_q[:, :count], tokens[:, :count], count)
+        window.alternatives = sampler.alternatives(q[:, :count], tokens[:, :count], count)
     return window
 
 

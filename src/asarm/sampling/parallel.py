@@ -90,10 +90,10 @@ def _fill(
     gap_end = model.config.gap_end_token_id
     logits = exclude_gap_end(logits, may_end.gather(1, positions), gap_end)
     here = None if allowed is None else AllowedTokens(allowed).at(positions)
-    log_p = config.log_probs(  # [B, S, V]
+    logits = config.logits(  # [B, S, V]
         logits, ranked, order.order, positions, context[:, first:], here, gap_end
     )
-    drawn = (log_p + rng.gumbel(positions, log_p.shape[-1], TOKEN)).argmax(-1)
+    drawn = (logits + rng.gumbel(positions, logits.shape[-1], TOKEN)).argmax(-1)
     return torch.where(batch.target, batch.tokens.scatter(1, positions, drawn), batch.tokens)
 
 

@@ -28,7 +28,7 @@ def sample_sequential(
 def sequential_step(state: DecodeState) -> torch.Tensor:
     """Decide one token of each row: an outcome of `DecodeState.commit`."""
     ranks = state.next_ranks(1)  # [B, 1]
-    log_p = state.query_log_probs(state.decoded, ranks, ranks, state.uncached)  # [B, 1, V]
-    sampler = GumbelSampler(state.rng, state.positions.gather(1, ranks), log_p.shape[-1])
-    tokens = sampler.draw(log_p)  # [B, 1]
+    logits = state.query_logits(state.decoded, ranks, ranks, state.uncached)  # [B, 1, V]
+    sampler = GumbelSampler(state.rng, state.positions.gather(1, ranks), logits.shape[-1])
+    tokens = sampler.draw(logits)  # [B, 1]
     return state.commit(tokens[:, :0], state.zeros, state.zeros, tokens[:, 0], columns=1)

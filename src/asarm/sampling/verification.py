@@ -2,9 +2,10 @@
 
 Every rule returns tokens with exactly the target distribution, whatever distributions the drafts were drawn from.
 
-    accepted, next_tokens = rule(window, log_p, tolerance)
+    accepted, next_tokens = rule(window, p, tolerance)
 
-window: the drafts. log_p: [B, K, V] float32, target log-probs at the window's positions, each given all tokens before.
+window: the drafts. p: [B, K, V] float32, target probabilities at the window's positions, each given all tokens before
+(of `gumbel`, logits: what the window's sampler draws from).
 tolerance: of `residual` only. accepted: [B] int64, how many of the first drafts are kept. next_tokens: [B] int64, the
 token after those, ignored where all K columns were accepted.
 
@@ -30,7 +31,7 @@ class DraftWindow:
     """The drafts of one iteration, for the next positions of each row, and the distributions they were drawn from.
 
     tokens: [B, W] int64. Only the first size [B] (int64) of a row are drafts; tokens after them are ignored.
-    log_q: [B, W, V] float32, log-probs of the distribution that each draft was drawn from, given all tokens before; or
+    q: [B, W, V] float32, what the sampler drew each draft from, probabilities or logits, given all tokens before; or
         [B, W, D], of the first D tokens, if no others are drafted.
     sampler: what the drafts were drawn with, for all K columns.
     alternatives: [B, M or W, M] int64, to the first drafts; those to the first one count, all but one of those to the
@@ -39,7 +40,7 @@ class DraftWindow:
 
     tokens: torch.Tensor
     size: torch.Tensor
-    log_q: torch.Tensor
+    q: torch.Tensor
     sampler: TokenSampler
     alternatives: torch.Tensor | None = None
 
@@ -49,34 +50,33 @@ class DraftWindow:
         assert isinstance(self.sampler, InverseCDFSampler)
         return self.sampler.uniform
 
-    def log_ratio(self, log_p: torch.Tensor) -> torch.Tensor:
-        """log p / q of the drafts [B, W]; past a row's size, anything."""
+    def ratio(self, p: torch.Tensor) -> torch.Tensor:
+        """p / q of the drafts [B, W]; past a row's size, anything."""
         drafts = self.tokens[..., None]
-        return (log_p.gather(-1, drafts) - self.log_q.gather(-1, drafts))[..., 0]
+        return (p.gather(-1, drafts) / self.q.gather(-1, drafts))[..., 0]
 
 
 Verdict = tuple[torch.Tensor, torch.Tensor]  # accepted [B], next_tokens [B]
 
 
-def residual(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict:
+def residual(window: DraftWindow, p: torch.Tensor, tolerance: float) -> Verdict:
     """Accept with min(1, p / q), else draw from normalise(max(0, p - q)) (speculative sampling, arXiv 2211.17192).
 
     tolerance: accept with min(1, p / q + tolerance) instead; exact at 0 only.
     """
     drafts = window.tokens.shape[1]
     if drafts == 0:
-        return _draw_first(window, log_p)
-    chance = window.log_ratio(log_p[:, :drafts]).exp_()
+        return _draw_first(window, p)
+    chance = window.ratio(p[:, :drafts])
     if tolerance > 0:
         chance += tolerance
     accepted = _count_leading(window.uniform[VERDICT, :, :drafts] < chance, window.size)
-    rejected, column = _next_columns(window, log_p, accepted)
-    p = at_column(log_p, column).exp_()  # [B, V]
-    q = at_column(window.log_q, rejected).softmax(-1)
+    rejected, column = _next_columns(window, p, accepted)
+    p, q = at_column(p, column), at_column(window.q, rejected)  # [B, V], [B, V or D]
     return accepted, _draw_next(window, accepted, column, p, q, rest_of(p, q))
 
 
-def block(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict:
+def block(window: DraftWindow, p: torch.Tensor, tolerance: float) -> Verdict:
     """Accept the longest prefix of the drafts that passes, even if a shorter one does not (block verification,
     arXiv 2403.10444). On average this accepts at least as many as `residual`, and as many as any exact rule that sees
     a single path of drafts.
@@ -90,30 +90,29 @@ def block(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict
     """
     drafts = window.tokens.shape[1]
     if drafts == 0:
-        return _draw_first(window, log_p)
-    number = torch.arange(1, drafts + 1, device=log_p.device)
+        return _draw_first(window, p)
+    number = torch.arange(1, drafts + 1, device=p.device)
     is_draft = number <= window.size[:, None]  # [B, W]
-    walk = F.pad(torch.where(is_draft, window.log_ratio(log_p[:, :drafts]), 0.0).cumsum(1), (1, 0))  # [B, W + 1]
+    walk = F.pad(torch.where(is_draft, window.ratio(p[:, :drafts]).log(), 0.0).cumsum(1), (1, 0))  # [B, W + 1]
     weight = (walk - walk.cummax(1).values).exp_()  # [B, W + 1], w_0 .. w_W
-    q = window.log_q.softmax(-1)
-    rest = rest_of(weight[:, :-1, None] * log_p[:, :drafts].exp(), q)  # [B, W, V]
+    rest = rest_of(weight[:, :-1, None] * p[:, :drafts], window.q)  # [B, W, V]
     # s_0 .. s_{W - 1}; in columns without a draft q is 0, so that it is w_i, here without rounding
     mass = torch.where(is_draft, rest.sum(-1), weight[:, :-1])
     mass, weight = torch.cat((mass[:, 1:], weight[:, -1:]), dim=1), weight[:, 1:]  # after 1 .. W drafts
     chance = torch.where(weight < 1, mass / (mass + 1 - weight), 1.0)
     accepted = (number * ((window.uniform[VERDICT, :, :drafts] < chance) & is_draft)).amax(1)
-    rejected, column = _next_columns(window, log_p, accepted)
-    p = at_column(log_p, column).exp_()  # [B, V]
-    return accepted, _draw_next(window, accepted, column, p, at_column(q, rejected), at_column(rest, rejected))
+    rejected, column = _next_columns(window, p, accepted)
+    p, q = at_column(p, column), at_column(window.q, rejected)  # [B, V], [B, V or D]
+    return accepted, _draw_next(window, accepted, column, p, q, at_column(rest, rejected))
 
 
-def gumbel(window: DraftWindow, log_p: torch.Tensor, tolerance: float) -> Verdict:
+def gumbel(window: DraftWindow, p: torch.Tensor, tolerance: float) -> Verdict:
     """Accept while the target chooses the same token with the same noise, else take its token (arXiv 2408.07978).
 
     For drafts drawn with `GumbelSampler`. The result is that of the sequential sampler with the same seed, token for
     token.
     """
-    choices = window.sampler.draw(log_p)  # [B, K]
+    choices = window.sampler.draw(p)  # [B, K]
     accepted = _count_leading(choices[:, : window.tokens.shape[1]] == window.tokens, window.size)
     return accepted, at_column(choices, accepted.clamp(max=choices.shape[1] - 1))
 
@@ -131,7 +130,7 @@ def rest_of(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     if p.shape == q.shape:
         return (p - q).clamp_(min=0)
     rest = p.clone()
-    rest[..., : q.shape[-1]] -= q
+    rest[..., : q.shape[-1]].sub_(q)
     return rest.clamp_(min=0)
 
 
@@ -141,21 +140,19 @@ def _count_leading(accept: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     return torch.where(accept, size[:, None], columns).amin(1) if len(columns) else size
 
 
-def _next_columns(
-    window: DraftWindow, log_p: torch.Tensor, accepted: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _next_columns(window: DraftWindow, p: torch.Tensor, accepted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """After the accepted [B] drafts: the column of the next draft, and that of the next token, [B] int64 each.
 
     Where there is none, it is the last one.
     """
     drafts = window.tokens.shape[1]
     of_draft = accepted.clamp(max=drafts - 1)
-    return of_draft, accepted if log_p.shape[1] > drafts else of_draft
+    return of_draft, accepted if p.shape[1] > drafts else of_draft
 
 
-def _draw_first(window: DraftWindow, log_p: torch.Tensor) -> Verdict:
-    """The verdict on a window without drafts, from log_p [B, 1, V]."""
-    return window.size, inverse_cdf(log_p[:, 0].exp(), window.uniform[REPLACEMENT, :, 0])
+def _draw_first(window: DraftWindow, p: torch.Tensor) -> Verdict:
+    """The verdict on a window without drafts, from p [B, 1, V]."""
+    return window.size, inverse_cdf(p[:, 0], window.uniform[REPLACEMENT, :, 0])
 
 
 def _draw_next(

@@ -23,6 +23,7 @@ Shapes: B rows, R ranks, Q queries, N positions, V vocabulary.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -79,7 +80,11 @@ class Transforms:
         """Whether logits must be there for the whole vocabulary."""
         return self.repetition_penalty != 1 or bool(self.bad_words_ids)
 
-    def log_probs(
+    def log_probs(self, logits: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        """As `logits`, log-probs."""
+        return torch.log_softmax(self.logits(logits, *arguments, **keywords), dim=-1)
+
+    def logits(
         self,
         logits: torch.Tensor,
         tokens: torch.Tensor,
@@ -90,7 +95,7 @@ class Transforms:
         gap_end: int | None = None,
         temperature: float | None = None,
     ) -> torch.Tensor:
-        """Transformed log-probs [B, Q, V] float32 of queries, by their logits [B, Q, V], which may be changed.
+        """Transformed logits [B, Q, V] float32 of queries, by those of the model [B, Q, V], which may be changed.
 
         tokens, positions: [B, R] int64, of the ranks. at: [B, Q] int64, positions of the queries. known: [B, Q] int64,
         how many of the first ranks each query knows. allowed: [B, Q, V] bool, or None for all tokens.
@@ -120,7 +125,7 @@ class Transforms:
         if self.min_p > 0:
             probs = logits.softmax(-1)
             logits = logits.masked_fill(probs < self.min_p * probs.amax(-1, keepdim=True), float("-inf"))
-        return torch.log_softmax(logits, dim=-1)
+        return logits
 
 
 def check_temperature(name: str, value: float) -> None:
@@ -172,7 +177,7 @@ def completing(
     known: torch.Tensor,
     vocab_size: int,
 ) -> torch.Tensor:
-    """Which tokens would complete a word at queries: [B, Q, V] bool. Arguments as in `Transforms.log_probs`.
+    """Which tokens would complete a word at queries: [B, Q, V] bool. Arguments as in `Transforms.logits`.
 
     A word may stand around a query at any offset: its other tokens are then known, to the left, to the right, or both.
     """
