@@ -34,7 +34,7 @@ class DraftHead(nn.Module):
         """
         if not self.recurrent:
             return states + self.perceptron(torch.cat((states, left), dim=-1))
-        inputs = F.rms_norm(torch.stack((left, previous), dim=-2), left.shape[-1:])  # the two differ in scale
+        inputs = torch.rms_norm(torch.stack((left, previous), dim=-2), left.shape[-1:])  # the two differ in scale
         return self.perceptron(inputs.flatten(-2)) + (self.kept * inputs).sum(-2)
 
     def perceptron(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,8 @@ def packed_linear(
     """
     packed = _packed(x, weight)
     if packed is None:
-        return _then(F.linear(x, weight, bias), silu, times, plus)
+        product = F.linear(x, weight, bias)
+        return _then(product, silu, times, plus) if silu or times is not None or plus is not None else product
     operation = torch.ops.mkldnn._linear_pointwise
     if times is not None:
         return operation.binary(x, times, packed, bias, "mul")

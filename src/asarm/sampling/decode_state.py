@@ -2,8 +2,8 @@
 
 A step is a function of the state on tensors of fixed shape: it evaluates the network, writes tokens to the state, and
 returns its outcome as a tensor, without waiting for a value. The host looks at outcomes after a number of steps, counts
-them, and takes finished rows out of the batch; until then they idle. On a CPU a look costs nothing, so it comes after
-every step, and the next window can be as narrow as the longest row allows.
+them, and takes finished rows out of the batch; until then they idle. On a CPU, where it need not wait, it looks before
+a row can idle, and the next window is as narrow as the longest row allows.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,6 @@ class DecodeState:
     decoded: [B] int64, ranks whose tokens are decided: they are 0 .. decoded - 1. total: [B] int64, ranks of the row.
     zeros: [B] int64, for counts that are 0 in every row.
     uncached: the most decided ranks of a row that the cache lacks: the prompt, then one, two after an alternative.
-    longest: how many ranks were still to be decoded in the longest row when the host last looked.
     sees_values: whether the host reads tensors without waiting for a device.
     may_end: [B, R] bool, ranks of gaps of unknown length (see `asarm.tokenization.open_gaps`). rest: [B, R] int64, how
         many ranks of its gap come after each rank.
@@ -67,9 +66,8 @@ class DecodeState:
         total, prompt = torch.stack((order.length, order.prompt_length)).cpu().numpy()  # [B] each
         self.width = width = int(total.max())
         self.uncached, self.has_read_prompt = int(prompt.max()), False
-        # Scratch is for the ranks past its end that the last rank of a row looks ahead to.
-        size = width + lookahead if self.compiler is None else rounded(width + lookahead)  # R
-        scratch = (0, size - width)
+        size = width + lookahead if self.compiler is None else rounded(width + lookahead)  # R, see `lookahead`
+        scratch = (0, size - width)  # for the ranks past its end that the last rank of a row looks ahead to
         self.positions = F.pad(order.order[:, :width], scratch)
         self.tokens = F.pad(batch.tokens.gather(1, order.order)[:, :width], scratch)
         self.contexts = F.pad(order.content_context()[:, :width], scratch)
@@ -87,8 +85,7 @@ class DecodeState:
             self.uncached = 0
         self.allowed = None if allowed is None else AllowedTokens(allowed)
         self.by_row: list[Any] = []  # what else has rows
-        self.rows = np.arange(count)  # of the input
-        self.remaining_seen = total - prompt  # when the host last looked
+        self.rows, self.remaining_seen = np.arange(count), total - prompt  # of the input; when the host last looked
         self.outcomes: list[torch.Tensor] = []  # of the steps since
         tokens = batch.tokens.clone() if self.gap_end is None else batch.tokens.masked_fill(may_end, self.gap_end)
         self.result = new_result(tokens, torch.from_numpy(total - prompt), window, trace)
@@ -145,9 +142,12 @@ class DecodeState:
 
     def steps_before_look(self, most: int) -> int:
         """How many steps to make before looking whether rows are finished: as many as the longest row needs at least,
-        but not too few of them, as each look makes the host wait, nor too many, as gaps may end early."""
-        if self.sees_values or self.result.trace is not None:
+        but not too few, as each look makes the host wait, nor too many, as gaps may end early. Where it does not wait,
+        as many as the shortest row needs. most: tokens that a step decides."""
+        if self.result.trace is not None or (self.sees_values and self.has_open_gaps):
             return 1
+        if self.sees_values:
+            return max(1, min(int(self.remaining_seen.min()) // most, FEWEST_STEPS))
         return max(FEWEST_STEPS, min(-(-self.longest // most), MOST_STEPS))
 
     @property
