@@ -5,6 +5,7 @@ import pytest
 from asarm.data.tokenizer_training import train_tokenizer
 from asarm.models.conversion.vocabulary import add_gap_end_token
 from asarm.models.gpt2 import AnyOrderGPT2, AnyOrderGPT2Config
+from asarm.sampling import adaptive_window
 from asarm.tokenization.codec import TextCodec
 from support.wrappers import bare, repo  # noqa: F401 (fixtures of all tests)
 
@@ -15,6 +16,12 @@ def any_precision():
     yield
     if state := sys.modules.get("accelerate.state"):
         state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def no_kept_latencies(monkeypatch, tmp_path_factory):
+    """Tests leave nothing in the user's cache, and find nothing there."""
+    monkeypatch.setattr(adaptive_window, "LATENCIES", tmp_path_factory.getbasetemp() / "latencies")
 
 
 @pytest.fixture(scope="session")

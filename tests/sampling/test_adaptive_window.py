@@ -1,9 +1,12 @@
 """Adaptive windows: the choice of k by hand, and the probe that measures latencies."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
+from asarm.sampling import adaptive_window
 from asarm.sampling.adaptive_window import (
     UPDATE_INTERVAL,
     AdaptiveWindow,
@@ -77,3 +80,39 @@ def test_latencies_of_all_window_lengths(sampler, draft, draft_head):
     policy = adaptive_window_for(model, 2, 30, config)
     assert (policy.max_k, policy.shortest) == (5, int(sampler == "assd"))
     assert adaptive_window_for(model, 2, 30, config) is policy
+
+
+def test_latencies_are_kept_for_other_processes(monkeypatch, tmp_path):
+    """By machine, shape of the model and settings, for a week."""
+    measured = []
+
+    def measure(model, batch, length, config):
+        measured.append(config.k)
+        return np.arange(1.0, config.k + 2)
+
+    monkeypatch.setattr(adaptive_window, "measure_latency", measure)
+    monkeypatch.setattr(adaptive_window, "LATENCIES", tmp_path / "latencies")
+
+    def policy(k: int = 4, **shape: int) -> AdaptiveWindow:
+        model = tiny_gpt2(12, n_positions=64, **shape)  # another one each time, as in another process
+        return adaptive_window_for(model, 2, 30, SamplerConfig(sampler="fused", k=k, adaptive=True))
+
+    assert policy().latency.tolist() == policy().latency.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert measured == [4]
+    policy(k=3), policy(draft_head=8), policy()
+    assert measured == [4, 3, 4]
+    (file,) = [path for path in (tmp_path / "latencies").iterdir() if len(path.read_text().split(",")) == 4]
+    for content in ("no numbers", '{"a": 1}', "[1.0]", "[[1.0], 2.0]"):
+        file.write_text(content)
+        assert policy(k=3).max_k == 3
+    assert measured == [4, 3, 4] + [3] * 4
+    os.utime(file, (0, 0))
+    policy(k=3)
+    assert len(measured) == 8
+
+
+def test_a_cache_that_cannot_be_written_to_is_none(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(adaptive_window, "LATENCIES", tmp_path / "file" / "latencies")
+    config = SamplerConfig(sampler="fused", k=2, adaptive=True)
+    assert adaptive_window_for(tiny_gpt2(12, n_positions=64), 1, 30, config).max_k == 2

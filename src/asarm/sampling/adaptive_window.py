@@ -1,25 +1,34 @@
 """Adaptive windows for fused and assd: the number of drafts with the highest throughput on this machine.
 
-The latency of a step with windows of k drafts is measured once for a model and a shape of batch, and the share of
-accepted drafts is tracked while decoding; k is what maximises throughput by both. Neither depends on drafts yet to be
-verified, so the distribution stays exact. The windows depend on the clock, and on what was decoded before in the same
-process; the text does not, as adaptive windows are verified by the gumbel coupling. What does is the number of function
-evaluations. Where drafting does not pay, windows are of no draft (fused) or of one (assd), and a step costs what one of
-the sequential sampler does.
+The latency of a step with windows of k drafts is measured for a model and a shape of batch, and kept in the user's
+cache; the share of accepted drafts is tracked while decoding; k is what maximises throughput by both. Neither depends
+on drafts yet to be verified, so the distribution stays exact. The windows depend on the clock, and on what was decoded
+before in the same process; the text does not, as adaptive windows are verified by the gumbel coupling. What does is the
+number of function evaluations. Where drafting does not pay, windows are of no draft (fused) or of one (assd), and a
+step costs what one of the sequential sampler does.
 """
 
+import json
 import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from huggingface_hub import constants
 
-from asarm.models.compiled import DecodingModel
+from asarm.models.compiled import CompiledModel, DecodingModel
 from asarm.sampling.assd import AssdDecoding, step_of
 from asarm.sampling.config import SamplerConfig
 from asarm.sampling.fused import FusedDecoding, fused_step
 from asarm.tokenization.batch import InfillBatch
+from asarm.utils.files import sha256_of_text, write_json
+from asarm.utils.provenance import device_name, processor_name
 
+LATENCIES = Path(constants.HF_ASSETS_CACHE) / "asarm" / "latencies"
+KEPT_SECONDS = 7 * 24 * 3600.0  # machines change, and a measurement may have been disturbed
 PRIOR_ACCEPTANCE = 0.7  # of all drafts before any was verified: optimistic, or else none would be tried
 PRIOR_WEIGHT = 8.0  # verified drafts that the prior of a column counts for
 DECAY = 0.995  # weight of a count after one more step: acceptance changes from sequence to sequence
@@ -39,9 +48,31 @@ def adaptive_window_for(model: DecodingModel, batch: int, length: int, config: S
     key = (batch.bit_length(), length.bit_length(), config.sampler, config.k, config.coupling, config.draft, threads)
     if key not in windows:
         certain = int(config.sampler == "assd" and config.draft != "ngram")
-        latency = measure_latency(model, batch, length, config)
+        latency = kept_latency(model, batch, length, config, [*key, config.alternatives])
         windows[key] = AdaptiveWindow(latency, shortest_window(config), certain)
     return windows[key]
+
+
+def kept_latency(
+    model: DecodingModel, batch: int, length: int, config: SamplerConfig, settings: list[Any]
+) -> np.ndarray:
+    """What `measure_latency` returns, or returned on this machine in the last week, in any process, for a model of the
+    same shape and the same settings."""
+    network = model.model if isinstance(model, CompiledModel) else model
+    machine = [processor_name(), device_name(model.device), torch.__version__]
+    shape = [network.config.to_diff_dict(), str(network.compute_dtype), getattr(model, "compiles", None)]
+    path = LATENCIES / f"{sha256_of_text(json.dumps([machine, shape, settings], default=str, sort_keys=True))}.json"
+    try:
+        if time.time() - path.stat().st_mtime < KEPT_SECONDS:
+            latency = np.array(json.loads(path.read_text(encoding="utf-8")), dtype=np.float64)
+            if latency.shape == (config.k + 1 - shortest_window(config),):
+                return latency
+    except (OSError, ValueError, TypeError):  # never measured, or not a file of this function's
+        pass
+    latency = measure_latency(model, batch, length, config)
+    with suppress(OSError):  # a cache that cannot be written to is none
+        write_json(path, latency.tolist())
+    return latency
 
 
 def shortest_window(config: SamplerConfig) -> int:

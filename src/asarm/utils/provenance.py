@@ -19,6 +19,16 @@ def git_revision() -> str:
         return "unknown"
 
 
+def processor_name() -> str:
+    """The model of this machine's processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 

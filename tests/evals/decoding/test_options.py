@@ -14,7 +14,7 @@ from asarm.data.rows import Row
 from asarm.evals.decoding import texts
 from asarm.evals.decoding.config import DecodingEvalConfig
 from asarm.evals.decoding.generative_perplexity import causal_scorer, token_entropy
-from asarm.evals.decoding.report import summary
+from asarm.evals.decoding.report import slow_line, summary
 from asarm.evals.decoding.run import evaluate
 from asarm.evals.tables import SCREEN
 from asarm.models.load import load
@@ -188,6 +188,15 @@ def test_sweeps_over_many_values_have_a_row_for_each(finished):
     printed = summary(metrics | {"k_sweep": sweep})
     assert "| NFE by k, 3 texts | N=16 assd-self | N=32 assd-self |" in printed
     assert printed.count("\n| 8 ") == 2
+
+
+def test_drafts_that_take_longer_than_they_save_are_named():
+    def comparisons(**speedups: float) -> dict:
+        return {name.replace("_", "-"): {"seconds": {"speedup": speedup}} for name, speedup in speedups.items()}
+
+    assert slow_line(comparisons(fused=1.3, fused_adaptive=0.99)) == []
+    (line,) = slow_line(comparisons(fused=0.81, assd_self=1.1, assd_ngram=0.97))
+    assert line.startswith("slower here than sequential: fused, assd-ngram. --samplers fused-adaptive ")
 
 
 # --- scores

@@ -48,7 +48,8 @@ def summary(metrics: dict) -> str:
         aligned_table(header, rows),
     ]
     few = too_few(count, "texts")
-    last = [few] if few else [_comparison_line(name, one) for name, one in _main_comparisons(metrics).items()]
+    compared = _main_comparisons(metrics)
+    last = [few] if few else [*(_comparison_line(name, one) for name, one in compared.items()), *slow_line(compared)]
     matrices = [_matrix(sweep, swept, key) for swept in SWEPT if (sweep := metrics[f"{swept}_sweep"]) for key in SHORT]
     # Lines of comparisons take two of a terminal; four are the protocol's end, progress and where the results are.
     room = SCREEN - 4 - sum(part.count("\n") + 1 for part in first) - (1 if few else 2 * len(last))
@@ -87,6 +88,14 @@ def _comparison_line(name: str, one: dict) -> str:
         f"{name} against {BASELINE}: {one['nfe']['difference']:+.1f} NFE and {one['seconds']['speedup']:.2f} times as "
         f"fast{alone}; log perplexity {stated(one['gen_nll'], 3)}; entropy {stated(one['entropy'], 3)}"
     )
+
+
+def slow_line(comparisons: dict[str, dict]) -> list[str]:
+    """A line on drafts that took more time than they saved, if some did."""
+    fixed = {name: one["seconds"]["speedup"] for name, one in comparisons.items() if "adaptive" not in name}
+    slow = [name for name, speedup in fixed.items() if speedup < 1]
+    hint = "--samplers fused-adaptive assd-adaptive draft as many tokens as this machine gains by"
+    return [f"slower here than {BASELINE}: {', '.join(slow)}. {hint}"] if slow else []
 
 
 def _variant_table(variants: dict[str, dict]) -> str:
