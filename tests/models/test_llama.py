@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoTokenizer, GemmaConfig, MistralConfig, M
 from asarm import SamplerConfig, load, log_prob, sample
 from asarm.evals.language.likelihood import COLD
 from asarm.models import load as loading
+from asarm.models import ops
 from asarm.models.conversion.from_gpt2 import start_from
 from asarm.models.llama import AnyOrderLlama
 from asarm.models.load import AsArm, pick_dtype
@@ -52,9 +53,11 @@ def random_tokens(rows: int = 3) -> torch.Tensor:
     return torch.randint(0, 300, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("fewest", [ops.FEWEST_WEIGHTS, 0])  # the weights are few: without and with packing
 @torch.inference_mode()
-def test_left_to_right_it_is_the_causal_model(pair):
+def test_left_to_right_it_is_the_causal_model(pair, fewest, monkeypatch):
     """Log-probs of all that follows a prompt, at once and token by token through the cache."""
+    monkeypatch.setattr(ops, "FEWEST_WEIGHTS", fewest)
     reference, model = pair
     tokens, prompt = random_tokens(), 7
     logits = reference(input_ids=tokens).logits

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from asarm.models import ops
-from asarm.models.ops import linear, pack_weights, packed_linear
+from asarm.models.ops import linear, linear_together, pack_weights, packed_linear
 
 needs_packing = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
@@ -68,6 +68,26 @@ def test_what_is_done_with_a_product(shape, dtype, is_packed, packings):
         torch.testing.assert_close(linear(doubled, x, plus=other), product + other, **close)
     is_worth_it = x.numel() and (dtype == torch.bfloat16 or x.numel() >= 24 * ops.FEWEST_ROWS)
     assert len(packings) == (1 if is_packed and is_worth_it else 0)
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_layers_side_by_side(dtype, has_bias, packings):
+    layers = nn.ModuleList(nn.Linear(24, outputs, bias=has_bias) for outputs in (40, 8, 16)).to(dtype)
+    pack_weights(layers)
+    x = torch.randn(2, 5, 24).to(dtype)
+    with torch.no_grad():
+        for _ in range(2):  # packed again where any of them has changed
+            layers[1].weight.add_(1.0)
+            for _ in range(2):
+                together = linear_together(layers, x)
+                torch.testing.assert_close(together, torch.cat([layer(x) for layer in layers], dim=-1))
+        assert len(packings) == 2
+        doubled = nn.Sequential(layers[1], nn.Identity())  # no plain layer
+        assert linear_together([layers[0], doubled], x) is None
+        assert linear_together([nn.Linear(24, 8).to(dtype)], x) is None  # not packed
+    assert linear_together(layers, x) is None  # nothing is packed for training
 
 
 @needs_packing

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,24 @@ def test_no_command_writes_where_another_does(tmp_path, monkeypatch, capsys, tin
         assert sorted(path.name for path in tmp_path.rglob("*")) == before
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith(f"asarm {command.split()[0]}: {target} is in use by process {os.getpid()} on host ")
+
+
+def test_a_lock_that_is_let_go_of_while_it_is_read(tmp_path, monkeypatch):
+    """Between the attempt to take it and the look at whose it is."""
+    (tmp_path / ".lock").mkdir()
+    (tmp_path / ".lock" / "host=other").touch()
+    listed, listdir = [], os.listdir
+
+    def too_late(folder):
+        listed.append(folder)
+        if len(listed) == 1:
+            shutil.rmtree(folder)
+        return listdir(folder)
+
+    monkeypatch.setattr(folder_lock.os, "listdir", too_late)
+    with locked(tmp_path):
+        assert [path.name for path in (tmp_path / ".lock").iterdir()] != ["host=other"]
+    assert listed[0] == tmp_path / ".lock"
 
 
 def test_a_corpus_is_tokenised_once(tmp_path, tiny_folder, sample_text, quick):

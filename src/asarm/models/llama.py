@@ -25,7 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, joined, readable, visibility
 from asarm.models.kv_cache import KeyValueCache, TokenCache
-from asarm.models.ops import Rotary, linear, recompute_in_backward, rotary_at, rotary_of, rotate
+from asarm.models.ops import Rotary, linear, linear_together, recompute_in_backward, rotary_at, rotary_of, rotate
 from asarm.models.rank_order import left_neighbours
 from asarm.utils.config import check, check_at_least
 
@@ -131,6 +131,7 @@ class Attention(nn.Module):
         super().__init__()
         width, self.head_dim = config.hidden_size, config.head_dim
         query_width, key_width = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.key_heads, self.has_norms = config.num_key_value_heads, config.qk_norm
         self.group = config.num_attention_heads // config.num_key_value_heads
         self.q_proj = nn.Linear(width, query_width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(width, key_width, bias=config.qkv_bias)
@@ -145,14 +146,25 @@ class Attention(nn.Module):
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (-1, self.head_dim))  # [B, R, H * D] -> [B, R, H, D]
 
-    def keys_values(self, content: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys, turned by their positions, and values of the content stream: [B, C, E] -> 2 x [B, G, C, D]."""
+    def queries_keys_values(
+        self, x: torch.Tensor, count: int, start: int, rotary: Rotary
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries [B, H, R - start, D] of the rows x [B, R, E] from `start` on, keys and values [B, G, count, D] of the
+        first rows; queries and keys are turned by their positions."""
+        every = None if self.has_norms else linear_together((self.q_proj, self.k_proj, self.v_proj), x)
+        if every is not None:
+            heads = self.heads(every).transpose(1, 2)  # [B, H + 2 * G, R, D]
+            turned = rotate(heads[:, : -self.key_heads], rotary)
+            query_heads = turned.shape[1] - self.key_heads
+            keys, values = turned[:, query_heads:, :count], heads[:, -self.key_heads :, :count]
+            return turned[:, :query_heads, start:], keys, values
+        cos, sin = rotary
+        content = x[:, :count]
         keys = self.k_norm(self.heads(linear(self.k_proj, content))).transpose(1, 2)
-        return rotate(keys, rotary), self.heads(linear(self.v_proj, content)).transpose(1, 2)
-
-    def queries(self, x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        """Queries of rows x [B, R, E], turned by their positions: [B, H, R, D]."""
-        return rotate(self.q_norm(self.heads(linear(self.q_proj, x))).transpose(1, 2), rotary)
+        values = self.heads(linear(self.v_proj, content)).transpose(1, 2)
+        queries = self.q_norm(self.heads(linear(self.q_proj, x[:, start:]))).transpose(1, 2)
+        keys = rotate(keys, (cos[:, :, :count], sin[:, :, :count]))
+        return rotate(queries, (cos[:, :, start:], sin[:, :, start:])), keys, values
 
     def read(
         self,
@@ -220,12 +232,9 @@ class Block(GradientCheckpointingLayer):
 
         rotary, empty: of all rows. ranks: T. cache: stores the content's keys and values of `layer`.
         """
-        cos, sin = rotary
-        normed = self.input_layernorm(x)
-        keys, values = self.self_attn.keys_values(normed[:, :count], (cos[:, :, :count], sin[:, :, :count]))
-        keys, values = readable(keys, values, cache, layer, ranks)
         start = blocks[0].block.start
-        queries = self.self_attn.queries(normed[:, start:], (cos[:, :, start:], sin[:, :, start:]))
+        queries, keys, values = self.self_attn.queries_keys_values(self.input_layernorm(x), count, start, rotary)
+        keys, values = readable(keys, values, cache, layer, ranks)
         x = x[:, start:] + self.self_attn.read(queries, keys, values, blocks, empty)
         return self.mlp(self.post_attention_layernorm(x), x)
 

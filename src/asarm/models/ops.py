@@ -1,7 +1,7 @@
 """Operations that backbones share: linear layers with packed weights, recomputation in the backward pass, rotation."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,21 +25,25 @@ class PackedWeights:
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = weakref.ref(parameter)
-        self.parts: dict[tuple, tuple[int, torch.Tensor, torch.Tensor]] = {}  # version, weight, packed weight
+        # Versions and the weights of a product, and these packed.
+        self.parts: dict[tuple, tuple[list[int], list[torch.Tensor], torch.Tensor]] = {}
 
     def are_at(self, address: int) -> bool:
         """Whether the parameter still is there. Given other data (`model.to`), it leaves its storage to others."""
         parameter = self.parameter()
         return parameter is not None and parameter.untyped_storage().data_ptr() == address
 
-    def packed(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight [O, I], the parameter or a part of it, packed."""
-        key = (weight.storage_offset(), weight.shape, weight.stride(), weight.dtype)
-        version, _, packed = self.parts.get(key, (-1, None, None))
-        if packed is None or version != weight._version:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
-            # With the weight its storage is kept: no other one can be at the same address.
-            self.parts[key] = (weight._version, weight.detach(), packed)
+    def packed(self, *weights: torch.Tensor) -> torch.Tensor:
+        """Weights [., I], the first of which is the parameter or a part of it, packed as one [O, I]."""
+        key = tuple((weight.data_ptr(), weight.shape, weight.stride(), weight.dtype) for weight in weights)
+        versions = [weight._version for weight in weights]
+        before, _, packed = self.parts.get(key, (None, None, None))
+        if packed is None or before != versions:
+            parts = [weight.detach() for weight in weights]
+            whole = parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+            packed = torch.ops.mkldnn._reorder_linear_weight(whole)
+            # With the weights their storage is kept: no others can be at the same addresses.
+            self.parts[key] = (versions, parts, packed)
         return packed
 
 
@@ -105,6 +109,19 @@ def linear(layer: nn.Module, x: torch.Tensor, silu: bool = False, **then: torch.
     return _then(layer(x), silu, **then)
 
 
+def linear_together(layers: Sequence[nn.Module], x: torch.Tensor) -> torch.Tensor | None:
+    """Several layers applied to x [..., I], their results side by side [..., O]: one product in inference with packed
+    weights. None where that cannot be had, or would not be faster.
+    """
+    plain = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    packed = _packed(x, *(layer.weight for layer in plain)) if len(plain) == len(layers) else None
+    if packed is None:
+        return None
+    biases: list[torch.Tensor] = [layer.bias for layer in plain if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
 def _then(
     product: torch.Tensor, silu: bool = False, times: torch.Tensor | None = None, plus: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -116,8 +133,8 @@ def _then(
     return F.silu(product) if silu else product
 
 
-def _packed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
-    """The packed weight for a product with x, None if there is none, or it would not be faster."""
+def _packed(x: torch.Tensor, weight: torch.Tensor, *more: torch.Tensor) -> torch.Tensor | None:
+    """The packed weights for a product with x, None if there are none, or it would not be faster."""
     if torch.compiler.is_compiling():
         return None  # compilers choose by themselves
     if x.dtype == torch.float32 and (weight.numel() < FEWEST_WEIGHTS or x.numel() < FEWEST_ROWS * x.shape[-1]):
@@ -128,7 +145,7 @@ def _packed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
     weights = _packed_weights.get(address)
     if weights is None or not weights.are_at(address) or x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
         return None
-    return weights.packed(weight)
+    return weights.packed(weight, *more)
 
 
 def attend_to_any_shape() -> None:

@@ -196,8 +196,12 @@ def _excluding(lock: Path, me: Holder) -> Path | None:
 
 
 def _files(locks: Iterable[Path]) -> list[Path]:
-    """Those of the holders of some locks."""
-    return [lock / name for lock in locks if lock.exists() for name in os.listdir(lock)]
+    """Those of the holders of some locks; a lock that is let go of meanwhile has none."""
+    files: list[Path] = []
+    for lock in locks:
+        with contextlib.suppress(FileNotFoundError):
+            files += [lock / name for name in os.listdir(lock)]
+    return files
 
 
 def _living(files: list[Path], me: Holder) -> Path | None:
