@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from asarm.models import ops
-from asarm.models.ops import linear, linear_together, pack_weights, packed_linear
+from asarm.models.ops import RMSNorm, linear, linear_together, pack_weights, packed_linear
 
 needs_packing = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 
@@ -68,6 +68,23 @@ def test_what_is_done_with_a_product(shape, dtype, is_packed, packings):
         torch.testing.assert_close(linear(doubled, x, plus=other), product + other, **close)
     is_worth_it = x.numel() and (dtype == torch.bfloat16 or x.numel() >= 24 * ops.FEWEST_ROWS)
     assert len(packings) == (1 if is_packed and is_worth_it else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(24,), (2, 3, 24), (1, 200, 576), (2, 0, 24)])
+def test_root_mean_square_norms(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(some, generator=generator).to(dtype) for some in (shape, shape[-1:]))
+    x = 5 * x + 2  # the mean is not 0
+    norm = RMSNorm(shape[-1], eps=1e-5).to(dtype)
+    with torch.no_grad():
+        norm.weight.copy_(weight)
+    expected = F.rms_norm(x.double(), shape[-1:], weight.double(), 1e-5).to(dtype)
+    tolerance = {} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 1e-6}  # rounded twice, as by `transformers`
+    torch.testing.assert_close(norm(x), expected, **tolerance)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), expected, **tolerance)
+        assert (norm(torch.zeros_like(x)).abs() < 1e-6).all()
 
 
 @needs_packing

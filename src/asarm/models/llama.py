@@ -25,7 +25,16 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, joined, readable, visibility
 from asarm.models.kv_cache import KeyValueCache, TokenCache
-from asarm.models.ops import Rotary, linear, linear_together, recompute_in_backward, rotary_at, rotary_of, rotate
+from asarm.models.ops import (
+    RMSNorm,
+    Rotary,
+    linear,
+    linear_together,
+    recompute_in_backward,
+    rotary_at,
+    rotary_of,
+    rotate,
+)
 from asarm.models.rank_order import left_neighbours
 from asarm.utils.config import check, check_at_least
 
@@ -120,12 +129,6 @@ def masked_blocks(blocks: list[RowBlock], unseen: torch.Tensor, group: int, dtyp
     return result
 
 
-class RMSNorm(nn.RMSNorm):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised in the dtype of the weight: under autocast queries and keys come in another."""
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
-
-
 class Attention(nn.Module):
     def __init__(self, config: AnyOrderLlamaConfig):
         super().__init__()
@@ -155,9 +158,8 @@ class Attention(nn.Module):
         if every is not None:
             heads = self.heads(every).transpose(1, 2)  # [B, H + 2 * G, R, D]
             turned = rotate(heads[:, : -self.key_heads], rotary)
-            query_heads = turned.shape[1] - self.key_heads
-            keys, values = turned[:, query_heads:, :count], heads[:, -self.key_heads :, :count]
-            return turned[:, :query_heads, start:], keys, values
+            queries, keys = turned[:, : -self.key_heads, start:], turned[:, -self.key_heads :, :count]
+            return queries, keys, heads[:, -self.key_heads :, :count]
         cos, sin = rotary
         content = x[:, :count]
         keys = self.k_norm(self.heads(linear(self.k_proj, content))).transpose(1, 2)
@@ -327,10 +329,8 @@ class AnyOrderLlama(AnyOrderModel):
         embedding = self.model.embed_tokens
         queries = torch.where((left >= 0)[..., None], embedding(left.clamp(min=0)), self.model.no_left)
         x = torch.cat((embedding(tokens), queries + self.model.query_vector), dim=1)  # [B, R, E]
-        if cache is None:
-            rotary = self.model.rotary(torch.cat((positions, query_positions - 1), dim=1))
-        else:  # its table begins with position -1
-            rotary = rotary_at(cache.rotary, torch.cat((positions + 1, query_positions), dim=1))
+        after = torch.cat((positions + 1, query_positions), dim=1)  # a cache's table begins with position -1
+        rotary = self.model.rotary(after - 1) if cache is None else rotary_at(cache.rotary, after)
         group = config.num_attention_heads // config.num_key_value_heads
         every_row, query_rows = (
             masked_blocks(blocks, visible.unseen, group, x.dtype) for blocks in (visible.every_row, visible.query_rows)

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -170,6 +170,21 @@ def normed_linear(
 ) -> torch.Tensor:
     """A linear layer of norm(x), x [..., I] -> [..., O]; norm(x) is computed again in the backward pass, not kept."""
     return recompute_in_backward(lambda x: packed_linear(norm(x), weight, bias), x)
+
+
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised in the dtype of the weight: under autocast queries and keys come in another.
+
+        On a CPU `F.rms_norm` is thirteen operations. As the mean of x and -x is 0, a layer norm of both is the same in
+        four.
+        """
+        same = x.to(self.weight.dtype)
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(same).to(x.dtype)
+        width, eps = x.shape[-1], cast(float, self.eps)
+        both = F.layer_norm(torch.cat((same, -same), dim=-1), (2 * width,), eps=eps)
+        return (both[..., :width] * self.weight).to(x.dtype)
 
 
 def rotary_of(angles: torch.Tensor, scale: float = 1.0) -> Rotary:
