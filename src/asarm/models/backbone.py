@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from asarm.models.draft_head import DraftHead
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import packed_linear
+from asarm.models.ops import may_look, packed_linear
 from asarm.utils.config import check, check_at_least
 
 BLOCK_ROWS = 128
@@ -208,8 +208,7 @@ def visibility(
     unseen = slots >= shown[:, None, :, None]
     if beside is not None:
         unseen = unseen & (slots != beside[:, None, :, None])
-    may_look = context.device.type == "cpu" and not torch.compiler.is_compiling()
-    some = None if may_look and not empty.any() else empty[..., None]
+    some = None if may_look(empty) and not empty.any() else empty[..., None]
     return Visibility(unseen, some, *row_blocks(reach, count, ranks))
 
 

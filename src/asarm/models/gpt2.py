@@ -19,7 +19,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, joined, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import Rotary, linear, normed_linear, recompute_in_backward, rotary_at, rotary_of, rotate
+from asarm.models.ops import (
+    Rotary,
+    linear,
+    normed_linear,
+    recompute_in_backward,
+    rotary_at,
+    rotary_of,
+    rotary_table,
+    rotate,
+)
 from asarm.tokenization.codec import TextCodec
 from asarm.utils.config import check, check_at_least
 
@@ -201,7 +210,7 @@ class AnyOrderGPT2(AnyOrderModel):
         config, width = self.config, self.config.n_embd // self.config.n_head
         shape = (config.n_layer, batch, config.n_head, capacity, width)
         cache = KeyValueCache(shape, self.device, self.compute_dtype, static)
-        cache.rotary = torch.cat(self.rotary(torch.arange(span, device=self.device)[None]), dim=-1)[0, 0]
+        cache.rotary = rotary_table(self.rotary(torch.arange(span, device=self.device)[None]))
         return cache
 
     def rotary(self, positions: torch.Tensor) -> Rotary:

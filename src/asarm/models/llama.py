@@ -33,6 +33,7 @@ from asarm.models.ops import (
     recompute_in_backward,
     rotary_at,
     rotary_of,
+    rotary_table,
     rotate,
 )
 from asarm.models.rank_order import left_neighbours
@@ -300,7 +301,7 @@ class AnyOrderLlama(AnyOrderModel):
         config = self.config
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
         cache = TokenCache(shape, self.device, self.compute_dtype, static)
-        cache.rotary = torch.cat(self.model.rotary(torch.arange(-1, span, device=self.device)[None]), dim=-1)[0, 0]
+        cache.rotary = rotary_table(self.model.rotary(torch.arange(-1, span, device=self.device)[None]))
         return cache
 
     def hidden(

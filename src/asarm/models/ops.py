@@ -67,6 +67,11 @@ def pack_weights(model: nn.Module) -> None:
             weakref.finalize(parameter, _forget, address, weakref.ref(_packed_weights[address]))
 
 
+def may_look(x: torch.Tensor) -> bool:
+    """Whether values of x can be looked at without making the host wait, or a compiler give up."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _forget(address: int, weights: weakref.ref[PackedWeights]) -> None:
     """The parameter is gone; the packed weights at its address may be those of another one by now."""
     if _packed_weights.get(address) is weights():
@@ -180,7 +185,7 @@ class RMSNorm(nn.RMSNorm):
         four.
         """
         same = x.to(self.weight.dtype)
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or not may_look(x):
             return super().forward(same).to(x.dtype)
         width, eps = x.shape[-1], cast(float, self.eps)
         both = F.layer_norm(torch.cat((same, -same), dim=-1), (2 * width,), eps=eps)
@@ -191,6 +196,11 @@ def rotary_of(angles: torch.Tensor, scale: float = 1.0) -> Rotary:
     """What `rotate` takes, for angles [B, 1, R, D / 2]. scale: of the result's length."""
     cos, sin = angles.cos() * scale, angles.sin() * scale
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def rotary_table(rotary: Rotary) -> torch.Tensor:
+    """What `rotary_at` looks up: [S, 2 * D], of the angles of S positions, those of one row."""
+    return torch.cat(rotary, dim=-1)[0, 0]
 
 
 def rotary_at(table: torch.Tensor, positions: torch.Tensor) -> Rotary:

@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asarm.models.backbone import AnyOrderModel, RowBlock, check_settings, joined, readable, visibility
 from asarm.models.kv_cache import KeyValueCache
-from asarm.models.ops import linear, normed_linear, packed_linear, recompute_in_backward
+from asarm.models.ops import linear, may_look, normed_linear, packed_linear, recompute_in_backward
 from asarm.utils.config import check, check_at_least, check_choices
 
 
@@ -124,8 +124,7 @@ def key_windows(blocks: list[RowBlock], index: torch.Tensor, unseen: torch.Tenso
     """
     rows = [(slice(block.start, block.stop), slice(block.reach)) for block in blocks]
     parts = [(index[:, some, keys], unseen[:, :, some, keys]) for some, keys in rows]
-    may_look = index.device.type == "cpu" and not torch.compiler.is_compiling()
-    if len(blocks) == 1 and not (may_look and parts[0][0].numel()):
+    if len(blocks) == 1 and not (may_look(index) and parts[0][0].numel()):
         return [KeyWindow(blocks[0], 0, 2 * span - 1, *parts[0])]
     ends = torch.stack([torch.stack(part.aminmax()) for part, _ in parts]).tolist()
     return [

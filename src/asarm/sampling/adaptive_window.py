@@ -45,16 +45,17 @@ def adaptive_window_for(model: DecodingModel, batch: int, length: int, config: S
     """The policy for batches of about that shape: made at the first call, and kept with its counts for later ones."""
     windows = _windows.setdefault(model, {})
     threads = torch.get_num_threads()
-    key = (batch.bit_length(), length.bit_length(), config.sampler, config.k, config.coupling, config.draft, threads)
+    shape = (batch.bit_length(), length.bit_length(), threads)
+    key = (*shape, config.sampler, config.k, config.coupling, config.draft, config.alternatives)
     if key not in windows:
         certain = int(config.sampler == "assd" and config.draft != "ngram")
-        latency = kept_latency(model, batch, length, config, [*key, config.alternatives])
+        latency = kept_latency(model, batch, length, config, key)
         windows[key] = AdaptiveWindow(latency, shortest_window(config), certain)
     return windows[key]
 
 
 def kept_latency(
-    model: DecodingModel, batch: int, length: int, config: SamplerConfig, settings: list[Any]
+    model: DecodingModel, batch: int, length: int, config: SamplerConfig, settings: tuple[Any, ...]
 ) -> np.ndarray:
     """What `measure_latency` returns, or returned on this machine in the last week, in any process, for a model of the
     same shape and the same settings."""
